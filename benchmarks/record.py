@@ -1,0 +1,125 @@
+"""What a trial leaves behind: one JSON file, complete or absent. Free of torch.
+
+A record has `spec` (what was asked), `result` (what came out; bit-identical on the same kind of machine) and
+`observed` (seconds, memory, versions: differs from run to run), with a checksum over the first two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, get_args
+
+from benchmarks.suite import TrialSpec, canonical_json
+
+SCHEMA = 1
+
+Status = Literal["ok", "refused", "over_ceiling", "failed"]
+STATUSES: tuple[Status, ...] = get_args(Status)
+
+
+class RecordError(Exception):
+    """A record that is truncated, altered, or of another schema; the message names the file and what to do."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished trial. `spec` is the JSON of its TrialSpec; see `benchmarks/trial.py` for what `result` holds."""
+
+    id: str
+    spec: dict[str, Any]
+    result: dict[str, Any]
+    observed: dict[str, Any]
+
+    @property
+    def status(self) -> Status:
+        status: Status = self.result["status"]
+        return status
+
+    @property
+    def trial_spec(self) -> TrialSpec:
+        return TrialSpec.model_validate(self.spec)
+
+    @property
+    def checksum(self) -> str:
+        return hashlib.sha256(canonical_json({"spec": self.spec, "result": self.result}).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        body = {"schema": SCHEMA, "id": self.id, "checksum": self.checksum}
+        return (
+            json.dumps({**body, "spec": self.spec, "result": self.result, "observed": self.observed}, indent=1) + "\n"
+        )
+
+
+def read_record(path: Path) -> Record:
+    """Raises RecordError unless the file is a whole, unaltered record of this schema."""
+    advice = "move it away and run the suite again"
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise RecordError(f"{path}: truncated or not JSON ({error}); {advice}") from error
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        found = data.get("schema") if isinstance(data, dict) else None
+        raise RecordError(f"{path}: record of schema {found}, this version reads {SCHEMA}; {advice}")
+    try:
+        record = Record(data["id"], data["spec"], data["result"], data["observed"])
+        intact = record.checksum == data["checksum"] and record.status in STATUSES
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecordError(f"{path}: not a whole record ({error!r}); {advice}") from error
+    if not intact:
+        raise RecordError(f"{path}: altered after it was written (its checksum does not match); {advice}")
+    return record
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Have `write` fill a file that then appears at `path` whole or not at all, also through a kill or a full disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        with suppress(OSError):
+            Path(name).unlink()
+        raise
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+@dataclass(frozen=True)
+class Records:
+    """A folder of records, `<id>.json` each."""
+
+    folder: Path
+
+    def path(self, trial_id: str) -> Path:
+        return self.folder / f"{trial_id}.json"
+
+    def get(self, trial_id: str) -> Record | None:
+        """The record of a trial, or None if there is none yet. Raises RecordError for a damaged one."""
+        path = self.path(trial_id)
+        if not path.exists():
+            return None
+        record = read_record(path)
+        if record.id != trial_id:
+            raise RecordError(f"{path}: holds the record of trial {record.id}; restore the file's name")
+        return record
+
+    def put(self, record: Record) -> None:
+        write_text_atomic(self.path(record.id), record.to_json())
+
+    def __iter__(self) -> Iterator[Record]:
+        return (read_record(path) for path in sorted(self.folder.glob("*.json")))

@@ -1,0 +1,533 @@
+"""What is compared: suites, read from YAML, and the trials that they expand to.
+
+Frozen, validated, hashed, free of torch.
+
+A trial's identity is the hash of its `TrialSpec`; everything in a spec changes results, nothing else does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from benchmarks.ledgers import ledger_for
+from methods import known_methods, load_method
+from methods.allocation import count_feasible
+from methods.quantization.cost import Ledger, bops, uniform_bits
+from methods.quantization.policy import Candidates, LayerBits
+
+PROTOCOL = 1
+"""Raised when a change of the harness changes results; part of every trial's id."""
+
+SUITES = Path(__file__).parent / "suites"
+
+FEW_POLICIES = 100
+
+
+class SuiteError(ValueError):
+    """A suite, trial or option that cannot be used; the message says what to change."""
+
+
+class Config(BaseModel):
+    """Base of every part of a suite: keyword-only, frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Bits = Annotated[int, Field(ge=1, le=8)]
+ModelName = Literal["mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "resnet18"]
+
+
+class ModelSpec(Config):
+    """A network's construction. width: multiplier of a MobileNet's channels, or a ResNet's first width over 64.
+
+    form: `imagenet` as published; `small` for small images: stride-1 stem, no max-pooling.
+    weights: a torchvision weights enum to start from; none: the suite's float pretraining.
+    """
+
+    name: ModelName
+    width: float = Field(1.0, gt=0, le=4)
+    form: Literal["imagenet", "small"] = "imagenet"
+    weights: str | None = None
+
+
+class DataSpec(Config):
+    """Dataset and image pipeline."""
+
+    dataset: Literal["digits", "imagefolder"]
+    image_size: int = Field(ge=8, le=1024)
+    classes: int = Field(ge=2)
+    augment: Literal["none", "shift", "crop-flip"] = "none"
+
+
+class Space(Config):
+    """Candidate widths of the searchable layers; first and last layer are 8x8 and shared input grids are tied."""
+
+    weights: tuple[Bits, ...] = Field(min_length=1)
+    activations: tuple[Bits, ...] = Field(min_length=1)
+
+    @field_validator("weights", "activations")
+    @classmethod
+    def _ascending(cls, widths: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(widths)) != len(widths):
+            raise ValueError(f"widths must differ, got {list(widths)}")
+        return tuple(sorted(widths))
+
+    @field_validator("weights")
+    @classmethod
+    def _signed(cls, widths: tuple[int, ...]) -> tuple[int, ...]:
+        if 1 in widths:
+            raise ValueError("weights are signed and need at least 2 bits")
+        return widths
+
+
+class QuantizerSpec(Config):
+    """How every method's quantizer is built; see methods/quantization."""
+
+    parameterisation: Literal["lsq"] = "lsq"
+    gradient_scale: Literal["shared", "tensor", "batch", "none"] = "shared"
+    signed: Literal["narrow", "full"] = "narrow"
+    padding: Literal["zero-code", "zero"] = "zero-code"
+
+
+class OptimizerSpec(Config):
+    name: Literal["adam", "sgd"] = "adam"
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+
+
+class Recipe(Config):
+    """How weights are trained, alike for every method.
+
+    step_lr_scale: learning rate of quantizer steps over that of weights. activation_first: share of the fine-tuning
+    with quantized activations and float weights.
+    """
+
+    optimizer: OptimizerSpec
+    batch_size: int = Field(64, ge=2)
+    micro_batch: int = Field(64, ge=2)
+    warmup_share: float = Field(0.0, ge=0, lt=1)
+    step_lr_scale: float = Field(1.0, gt=0)
+    activation_first: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    max_norm: float | None = Field(None, gt=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.batch_size % self.micro_batch:
+            raise ValueError(f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}")
+        return self
+
+
+class Pretraining(Config):
+    """Float training that trials of one model and seed share, cached by the hash of its specification."""
+
+    epochs: int = Field(ge=1)
+    recipe: Recipe
+
+
+class ComputeSpec(Config):
+    """epochs: recipe epochs granted to every trial; search_share: the part of them that a search may spend."""
+
+    epochs: float = Field(gt=0)
+    search_share: float = Field(0.0, ge=0, lt=1)
+
+
+class MethodSpec(Config):
+    name: str
+    version: int
+    options: dict[str, Any]
+
+
+class PretrainingSpec(Config):
+    """Everything that float weights hang on; its hash is their key in the cache."""
+
+    protocol: int = PROTOCOL
+    model: ModelSpec
+    data: DataSpec
+    pretraining: Pretraining
+    seed: int
+
+    @cached_property
+    def key(self) -> str:
+        return digest(self.model_dump(mode="json"))
+
+
+class TrialSpec(Config):
+    """Everything that a trial's result hangs on. ceiling_bops: None for the float control, which has no BOPs."""
+
+    protocol: int = PROTOCOL
+    method: MethodSpec
+    model: ModelSpec
+    data: DataSpec
+    pretraining: Pretraining | None
+    space: Space
+    ceiling_bops: int | None
+    quantizer: QuantizerSpec
+    recipe: Recipe
+    compute: ComputeSpec
+    seed: int
+    draw: int = 0
+
+    @cached_property
+    def id(self) -> str:
+        return digest(self.model_dump(mode="json"))
+
+    @property
+    def float_spec(self) -> PretrainingSpec | None:
+        """The pretraining that this trial starts from; None where it starts from published weights."""
+        if self.pretraining is None:
+            return None
+        return PretrainingSpec(model=self.model, data=self.data, pretraining=self.pretraining, seed=self.seed)
+
+
+def canonical_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of `value`'s canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+class MethodEntry(Config):
+    """A method in a suite. label: the name of its row, where one method stands in several; draws: trials per cell."""
+
+    name: str
+    label: str = ""
+    draws: int = Field(1, ge=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def row(self) -> str:
+        return self.label or self.name
+
+
+class Resources(Config):
+    """What one trial gets; not part of its identity."""
+
+    cpus: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1)
+    gpus: float = Field(0, ge=0)
+
+
+class ComputeGrant(Config):
+    """epochs: recipe epochs per trial; search_share: by method, `default` for the rest; searches alone have one."""
+
+    epochs: float = Field(gt=0)
+    search_share: dict[str, float] = Field(default_factory=lambda: {"default": 0.25})
+
+    @field_validator("search_share", mode="before")
+    @classmethod
+    def _one_for_all(cls, share: Any) -> Any:
+        return {"default": share} if isinstance(share, int | float) else share
+
+    @field_validator("search_share")
+    @classmethod
+    def _shares(cls, share: dict[str, float]) -> dict[str, float]:
+        if bad := {name: value for name, value in share.items() if not 0 < value < 1}:
+            raise ValueError(f"shares must lie between 0 and 1, got {bad}")
+        return share
+
+    def share_of(self, method: str) -> float:
+        return self.search_share.get(method, self.search_share.get("default", 0.25))
+
+
+Ceiling = str | int | dict[ModelName, int]
+"""`uniform:w4a4`, a number of BOPs, or a number per model."""
+
+_UNIFORM = re.compile(r"uniform:w(\d)a(\d)")
+
+
+class Suite(Config):
+    """A comparison: methods x models x ceilings x seeds (x draws) under one recipe, space and compute grant."""
+
+    suite: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    description: str = ""
+    data: DataSpec
+    models: tuple[ModelSpec, ...] = Field(min_length=1)
+    weights: Literal["given", "none"] = "given"
+    pretraining: Pretraining
+    space: Space
+    ceilings: tuple[Ceiling, ...] = Field(min_length=1)
+    methods: tuple[MethodEntry, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    quantizer: QuantizerSpec = QuantizerSpec()
+    recipe: Recipe
+    compute: ComputeGrant
+    resources: Resources = Resources()
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _names_alone(cls, entries: Any) -> Any:
+        if not isinstance(entries, Sequence) or isinstance(entries, str):
+            return entries
+        return tuple({"name": entry} if isinstance(entry, str) else entry for entry in entries)
+
+    @field_validator("ceilings", mode="before")
+    @classmethod
+    def _whole_bops(cls, ceilings: Any) -> Any:
+        def whole(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: whole(number) for name, number in value.items()}
+            return round(value) if isinstance(value, float) else value
+
+        return tuple(whole(value) for value in ceilings) if isinstance(ceilings, Sequence) else ceilings
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for values, what in (
+            ([entry.row for entry in self.methods], "method rows"),
+            ([model.name for model in self.models], "models"),
+            (list(self.seeds), "seeds"),
+        ):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{what} must differ, got {values}")
+        for entry in self.methods:
+            options_of(entry)
+        for ceiling in self.ceilings:
+            if isinstance(ceiling, str) and not _UNIFORM.fullmatch(ceiling):
+                raise ValueError(f"ceiling {ceiling!r}: write uniform:w4a4, a number of BOPs, or one per model")
+            if isinstance(ceiling, dict) and (missing := {m.name for m in self.models} - set(ceiling)):
+                raise ValueError(f"ceiling {ceiling} gives no BOPs for {', '.join(sorted(missing))}")
+        return self
+
+
+def options_of(entry: MethodEntry) -> dict[str, Any]:
+    """The method's options with defaults filled in, as JSON. Raises ValueError naming the unknown and the known."""
+    try:
+        return load_method(entry.name).Options.model_validate(entry.options).model_dump(mode="json")
+    except ValidationError as error:
+        raise ValueError(f"options of {entry.name}: {explain(error, load_method(entry.name).Options)}") from None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One cell of a suite. row: the method's row in tables; ceiling: as the suite writes it."""
+
+    spec: TrialSpec
+    row: str
+    ceiling: str
+    ledger: Ledger
+
+    @property
+    def id(self) -> str:
+        return self.spec.id
+
+    @property
+    def model(self) -> str:
+        return self.spec.model.name
+
+    @property
+    def label(self) -> str:
+        parts = [self.model, self.row, self.ceiling, f"seed {self.spec.seed}"]
+        return " · ".join(parts + ([f"draw {self.spec.draw}"] if self.spec.draw else []))
+
+    @property
+    def work(self) -> float:
+        """A rough measure of its length, for starting long trials first."""
+        return self.spec.compute.epochs * sum(layer.macs for layer in self.ledger) ** 0.5
+
+
+FLOAT_CEILING = "float"
+"""What stands in place of a ceiling for the float control, which every ceiling shares."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A suite's trials, each once, and what is worth a warning."""
+
+    suite: Suite
+    trials: tuple[Trial, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def pretrainings(self) -> tuple[PretrainingSpec, ...]:
+        specs = {trial.spec.float_spec.key: trial.spec.float_spec for trial in self.trials if trial.spec.float_spec}
+        return tuple(specs.values())
+
+
+def plan(suite: Suite) -> Plan:
+    """Expand a suite. Raises SuiteError where a ceiling lies below the cheapest policy, with both figures."""
+    trials: dict[str, Trial] = {}
+    warnings: list[str] = []
+    for model in suite.models:
+        ledger = ledger_for(model, suite.data)
+        for ceiling in suite.ceilings:
+            budget = ceiling_bops(ceiling, model, ledger)
+            warnings += _check_ceiling(ceiling_name(ceiling), budget, model.name, ledger, suite.space)
+            for trial in _cell(suite, model, ledger, ceiling_name(ceiling), budget):
+                trials.setdefault(trial.id, trial)
+    return Plan(suite, tuple(trials.values()), tuple(warnings))
+
+
+def _cell(suite: Suite, model: ModelSpec, ledger: Ledger, ceiling: str, budget: int) -> Iterator[Trial]:
+    published = suite.weights == "given" and model.weights is not None
+    for entry in suite.methods:
+        method = load_method(entry.name)
+        share = suite.compute.share_of(entry.name) if method.searches else 0.0
+        for seed in suite.seeds:
+            for draw in range(entry.draws):
+                spec = TrialSpec(
+                    method=MethodSpec(name=entry.name, version=method.version, options=options_of(entry)),
+                    model=model if published else model.model_copy(update={"weights": None}),
+                    data=suite.data,
+                    pretraining=None if published else suite.pretraining,
+                    space=suite.space,
+                    ceiling_bops=budget if method.quantizes else None,
+                    quantizer=suite.quantizer,
+                    recipe=suite.recipe,
+                    compute=ComputeSpec(epochs=suite.compute.epochs, search_share=share),
+                    seed=seed,
+                    draw=draw,
+                )
+                yield Trial(spec, entry.row, ceiling if method.quantizes else FLOAT_CEILING, ledger)
+
+
+def ceiling_name(ceiling: Ceiling) -> str:
+    """How tables name a ceiling; numbers per model are one ceiling.
+
+    >>> ceiling_name("uniform:w4a4"), ceiling_name(5_120_000_000)
+    ('uniform:w4a4', '5.12 GBOPs')
+    """
+    if isinstance(ceiling, str):
+        return ceiling
+    if isinstance(ceiling, dict):
+        return " / ".join(f"{value / 1e9:g}" for value in ceiling.values()) + " GBOPs"
+    return f"{ceiling / 1e9:g} GBOPs"
+
+
+def ceiling_bops(ceiling: Ceiling, model: ModelSpec, ledger: Ledger) -> int:
+    if isinstance(ceiling, dict):
+        return ceiling[model.name]
+    if isinstance(ceiling, int):
+        return ceiling
+    match = _UNIFORM.fullmatch(ceiling)
+    assert match, ceiling
+    return bops(ledger, uniform_bits(ledger, int(match[1]), int(match[2])))
+
+
+def candidates_of(space: Space, ledger: Ledger) -> Candidates:
+    """The bits that every searchable layer may get, cheapest first."""
+    pairs = sorted((LayerBits(w, a) for w in space.weights for a in space.activations), key=lambda b: (b[0] * b[1], b))
+    return {layer.name: pairs for layer in ledger if not layer.pinned}
+
+
+def _check_ceiling(name: str, budget: int, model: str, ledger: Ledger, space: Space) -> list[str]:
+    cheapest = bops(ledger, uniform_bits(ledger, space.weights[0], space.activations[0]))
+    dearest = bops(ledger, uniform_bits(ledger, space.weights[-1], space.activations[-1]))
+    if budget < cheapest:
+        raise SuiteError(
+            f"{model}: the ceiling {name} is {budget:,} BOPs, below the cheapest policy of this space "
+            f"(w{space.weights[0]}a{space.activations[0]}: {cheapest:,} BOPs); raise the ceiling or add lower widths"
+        )
+    if budget >= dearest:
+        return [f"{model}: the ceiling {name} ({budget:,} BOPs) binds nothing: the dearest policy costs {dearest:,}"]
+    feasible = count_feasible(ledger, candidates_of(space, ledger), budget, limit=FEW_POLICIES)
+    return [f"{model}: only {feasible} policies fit the ceiling {name}"] if feasible < FEW_POLICIES else []
+
+
+def suite_names() -> list[str]:
+    return sorted(path.stem for path in SUITES.glob("*.yaml"))
+
+
+def load_suite(name: str, overrides: Mapping[str, Any] | None = None) -> Suite:
+    """A shipped suite by name, or one from a YAML file; `overrides` maps dotted keys to new values.
+
+    Raises SuiteError naming what is unknown, what is known and the nearest of it.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else SUITES / f"{name}.yaml"
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if path.parent == SUITES:
+            raise SuiteError(unknown("suite", name, suite_names())) from None
+        raise SuiteError(f"no suite file {path}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SuiteError(f"cannot read the suite {path}: {error}") from None
+    if not isinstance(data, dict):
+        raise SuiteError(f"{path} is not a suite: expected keys such as {', '.join(list(Suite.model_fields)[:6])}")
+    for key, value in (overrides or {}).items():
+        _override(data, key, value)
+    return build(Suite, data, str(path.name))
+
+
+def build(kind: type[Suite], data: Any, where: str) -> Suite:
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise SuiteError(f"{where}: {explain(error, kind)}") from None
+
+
+def _override(data: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise SuiteError(f"--set {key}: {parent!r} holds no keys")
+    data[last] = value
+
+
+def select(suite: Suite, *, methods: Sequence[str], models: Sequence[str], seeds: Sequence[int]) -> Suite:
+    """The suite cut down to some rows, models or seeds; empty sequences keep all."""
+    rows = [entry.row for entry in suite.methods]
+    for wanted in methods:
+        if wanted not in rows and wanted not in known_methods():
+            raise SuiteError(unknown("method", wanted, sorted({*rows, *known_methods()})))
+    entries = [entry for entry in suite.methods if not methods or entry.row in methods]
+    entries += [MethodEntry(name=name) for name in methods if name not in rows]
+    names = [model.name for model in suite.models]
+    for wanted in models:
+        if wanted not in names:
+            raise SuiteError(unknown("model", wanted, names))
+    kept = [model for model in suite.models if not models or model.name in models]
+    return suite.model_copy(
+        update={"methods": tuple(entries), "models": tuple(kept), "seeds": tuple(seeds) or suite.seeds}
+    )
+
+
+def unknown(what: str, name: str, known: Sequence[str]) -> str:
+    """`unknown method 'metamx'; known: hawq, metamix; did you mean 'metamix'?`"""
+    near = get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {name!r}; known: {', '.join(known)}{hint}"
+
+
+def explain(error: ValidationError, kind: type[BaseModel]) -> str:
+    """The first thing wrong, in one line; for an unknown key also the known keys and the nearest."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{where}: {unknown('key', str(first['loc'][-1]), _keys_at(kind, first['loc'][:-1]))}"
+    if first["type"] == "literal_error":
+        known = [part.strip(" '") for part in re.split(r",| or ", first["ctx"]["expected"])]
+        return f"{where}: {unknown('value', str(first['input']), known)}"
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _keys_at(kind: Any, location: Sequence[int | str]) -> list[str]:
+    """Field names of the model that sits at `location` inside `kind`."""
+    for part in location:
+        if isinstance(part, str) and part in kind.model_fields:
+            kind = _model_in(kind.model_fields[part].annotation)
+    return list(kind.model_fields)
+
+
+def _model_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = (_model_in(part) for part in getattr(annotation, "__args__", ()))
+    return next((model for model in inner if model is not None), None)

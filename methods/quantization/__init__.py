@@ -1,0 +1,1 @@
+"""The one quantizer every method uses: integer grids, fake quantization, conversion, policies, costs."""

@@ -1,0 +1,145 @@
+"""Learned-step fake quantization (LSQ; Esser et al., ICLR 2020, arXiv 1902.08153): forward, backward, mixtures.
+
+Notation: u = (x + shift) / step, r = round_half_even(clamp(u, low, high)), Q(x) = step * r - shift.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from methods.quantization.grid import Grid
+
+GradientScale = Literal["shared", "tensor", "batch", "none"]
+GRADIENT_SCALES: tuple[GradientScale, ...] = get_args(GradientScale)
+
+MIN_STEP = 1e-6
+"""Steps are projected onto [MIN_STEP, inf) after each update; taking |step| would flip its gradient's sign."""
+
+
+class StepError(ValueError):
+    """A step that is not a positive finite number, or whose shape fits neither the tensor nor its channels."""
+
+
+def gradient_scale(rule: GradientScale, x: Tensor, grid: Grid, *, per_channel: bool) -> float:
+    """1 / sqrt(N * high), the factor on the step's gradient; public code disagrees on N.
+
+    `shared` (default): the elements that share the step, of one image (weights: in * kh * kw per channel;
+    activations: features of one image, so that results do not depend on the batch size). `tensor`: the whole
+    weight tensor, or one image's features. `batch`: as `tensor`, times the batch. `none`: no scaling.
+    """
+    if rule == "none":
+        return 1.0
+    if per_channel:
+        count = x.numel() if rule in ("tensor", "batch") else x[0].numel()
+    else:
+        count = x.numel() if rule == "batch" else x[0].numel()
+    return 1.0 / math.sqrt(max(count, 1) * grid.high)
+
+
+def spread(step: Tensor, x: Tensor) -> Tensor:
+    """`step` of shape (), (1,) or (channels,) shaped to broadcast against `x` along its first dimension."""
+    if step.numel() == 1:
+        return step.reshape(())
+    return step.reshape(-1, *([1] * (x.dim() - 1)))
+
+
+def check_step(step: Tensor, x: Tensor) -> None:
+    """Raises StepError unless every step is positive and finite and there is one step, or one per channel."""
+    if step.numel() not in (1, x.shape[0] if x.dim() else 1):
+        raise StepError(f"{step.numel()} steps do not fit a tensor of shape {tuple(x.shape)}: give 1 or {x.shape[0]}")
+    if not bool(((step > 0) & torch.isfinite(step)).all()):
+        raise StepError(f"steps must be positive and finite, got {step.detach().flatten()[:4].tolist()}")
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Q(x) with LSQ's gradients. Masks are taken on u, so that they do not hang on clamp's own gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, grid: Grid, scale: float) -> Tensor:
+        ctx.save_for_backward(x, step)
+        ctx.grid, ctx.scale = grid, scale
+        # Codes are computed in float32 whatever autocast says: bfloat16 misplaces 7 % of 8-bit codes.
+        s = spread(step.float(), x)
+        u = (x.float() + grid.shift) if grid.shift else x.float()
+        r = (u / s).clamp_(grid.low, grid.high).round_().mul_(s)
+        return (r.sub_(grid.shift) if grid.shift else r).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+        x, step = ctx.saved_tensors
+        grid: Grid = ctx.grid
+        s = spread(step.float(), x)
+        u = ((x.float() + grid.shift) if grid.shift else x.float()) / s
+        inside = (u >= grid.low) & (u <= grid.high)
+        zero = torch.zeros((), dtype=torch.float32, device=x.device)
+        grad_x = torch.where(inside, g, zero.to(g.dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None
+        grad_step = None
+        if ctx.needs_input_grad[1]:
+            r = u.clamp(grid.low, grid.high).round_()
+            slope = r.sub_(torch.where(inside, u, zero)).mul_(g)
+            total = slope.sum() if step.numel() == 1 else slope.flatten(1).sum(1)
+            grad_step = (total * ctx.scale).reshape(step.shape).to(step.dtype)
+        return grad_x, grad_step, None, None
+
+
+def fake_quantize(x: Tensor, step: Tensor, grid: Grid, *, scale: float = 1.0, check: bool = True) -> Tensor:
+    """`x` rounded to `step * code - shift` with codes in `grid`; shape, dtype and memory format of `x` are kept.
+
+    x: any shape; step: 1 element (per tensor) or x.shape[0] elements (per channel); scale: the factor on the
+    step's gradient. dQ/dx is 1 where low <= u <= high (bounds included), else 0; dQ/dstep is r - u inside, low
+    below, high above. NaN stays NaN; infinities go to the outermost codes with zero input gradient.
+    Raises StepError for bad steps (`check=False` skips it where steps are known to be projected).
+
+    >>> x = torch.tensor([-1.0, 0.2, 0.3, 9.0])
+    >>> fake_quantize(x, torch.tensor(0.25), Grid(0, 3)).tolist()
+    [0.0, 0.25, 0.25, 0.75]
+    """
+    if check:
+        check_step(step, x)
+    out: Tensor = _FakeQuantize.apply(x, step, grid, scale)
+    return out
+
+
+def codes(x: Tensor, step: Tensor, grid: Grid) -> Tensor:
+    """The integer codes (float32 tensor) that `fake_quantize` gives `x`."""
+    u = (x.float() + grid.shift) / spread(step.float(), x)
+    return u.clamp(grid.low, grid.high).round()
+
+
+def mixture(
+    x: Tensor,
+    steps: Sequence[Tensor],
+    grids: Sequence[Grid],
+    weights: Tensor,
+    *,
+    scales: Sequence[float] | None = None,
+    check: bool = True,
+) -> Tensor:
+    """sum_i weights[i] * Q_i(x) over candidate grids; a one-hot `weights` gives that branch exactly.
+
+    steps, grids, scales: one per candidate; weights: shape (candidates,), any values, gradients flow to them.
+    """
+    if not len(steps) == len(grids) == weights.numel():
+        raise StepError(f"{len(steps)} steps, {len(grids)} grids and {weights.numel()} weights: give one per candidate")
+    factors = [1.0] * len(steps) if scales is None else list(scales)
+    branches = [fake_quantize(x, s, g, scale=f, check=check) for s, g, f in zip(steps, grids, factors, strict=True)]
+    mixed = branches[0] * weights[0]
+    for branch, weight in zip(branches[1:], weights[1:], strict=True):
+        mixed = mixed + branch * weight
+    return mixed.to(x.dtype)
+
+
+def lsq_step(mean_magnitude: Tensor, grid: Grid) -> Tensor:
+    """LSQ's initial step, 2 * mean|x| / sqrt(high), projected to at least MIN_STEP.
+
+    >>> round(lsq_step(torch.tensor(1.0), Grid(-7, 7)).item(), 4)
+    0.7559
+    """
+    return (2.0 * mean_magnitude / math.sqrt(grid.high)).clamp_min(MIN_STEP)

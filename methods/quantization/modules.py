@@ -1,0 +1,259 @@
+"""Layers with quantizers: QuantConv2d and QuantLinear are a float layer, its weight quantizer and its input's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from methods.quantization.fake_quant import (
+    MIN_STEP,
+    GradientScale,
+    StepError,
+    codes,
+    fake_quantize,
+    gradient_scale,
+    lsq_step,
+    mixture,
+)
+from methods.quantization.grid import Grid, GridKind, make_grid
+from methods.quantization.policy import LayerBits, PolicyError
+
+
+class Quantizer(nn.Module):
+    """One tensor's quantizer: a learned step per candidate width, and which of them is in use.
+
+    A fresh quantizer is off (float). `select(bits)` uses one width, `mix(probabilities)` a mixture of all of
+    them, `off()` none. Steps are 0 until `initialise` or a state dict sets them; using one before is a StepError.
+    channels: 1 for per-tensor (activations), else one step per output channel (weights).
+    """
+
+    def __init__(
+        self,
+        kind: GridKind,
+        widths: Sequence[int],
+        *,
+        channels: int = 1,
+        rule: GradientScale = "shared",
+        narrow: bool = True,
+    ) -> None:
+        super().__init__()
+        self.kind = kind
+        self.grids: dict[int, Grid] = {bits: make_grid(kind, bits, narrow=narrow) for bits in sorted(set(widths))}
+        self.steps = nn.ParameterDict({str(bits): nn.Parameter(torch.zeros(channels)) for bits in self.grids})
+        self.per_channel = channels > 1
+        self.rule = rule
+        self.bits: int | None = None
+        self.probabilities: Tensor | None = None
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(self.grids)
+
+    @property
+    def active(self) -> bool:
+        return self.bits is not None or self.probabilities is not None
+
+    def step_of(self, bits: int) -> nn.Parameter:
+        return self.steps[str(bits)]
+
+    def off(self) -> None:
+        self.bits = self.probabilities = None
+
+    def select(self, bits: int) -> None:
+        """Use one width. PolicyError if it is no candidate, StepError if its step was never set."""
+        if bits not in self.grids:
+            raise PolicyError(f"{bits} bits are no candidate here; candidates: {', '.join(map(str, self.grids))}")
+        self._require_step(bits)
+        self.bits, self.probabilities = bits, None
+
+    def mix(self, probabilities: Tensor) -> None:
+        """Use the mixture of all candidate widths, in ascending order; shape (candidates,)."""
+        for bits in self.grids:
+            self._require_step(bits)
+        self.bits, self.probabilities = None, probabilities
+
+    def initialise(self, mean_magnitude: Tensor) -> None:
+        """Set every width's step by LSQ's rule from mean|x + shift|, shape () or (channels,)."""
+        with torch.no_grad():
+            for bits, grid in self.grids.items():
+                self.step_of(bits).copy_(lsq_step(mean_magnitude, grid).expand_as(self.step_of(bits)))
+
+    def forward(self, x: Tensor, *, like: Tensor | None = None) -> Tensor:
+        """Quantize `x`; `like` counts the elements for the gradient scale where `x` carries padding."""
+        if not self.active:
+            return x
+        counted = x if like is None else like
+        scales = {b: gradient_scale(self.rule, counted, g, per_channel=self.per_channel) for b, g in self.grids.items()}
+        if self.bits is not None:
+            return fake_quantize(
+                x, self.step_of(self.bits), self.grids[self.bits], scale=scales[self.bits], check=False
+            )
+        assert self.probabilities is not None
+        steps = [self.step_of(bits) for bits in self.grids]
+        return mixture(
+            x, steps, list(self.grids.values()), self.probabilities, scales=list(scales.values()), check=False
+        )
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Integer codes of `x` at the width in use."""
+        if self.bits is None:
+            raise StepError("codes are defined for one width; call select(bits) first")
+        return codes(x, self.step_of(self.bits), self.grids[self.bits])
+
+    def _require_step(self, bits: int) -> None:
+        step = self.step_of(bits)
+        if step.device.type == "cpu" and not bool((step > 0).all()):
+            raise StepError(f"the {bits}-bit step was never set, or is not positive: initialise the quantizer first")
+
+    def extra_repr(self) -> str:
+        return f"{self.kind}, widths={list(self.grids)}, bits={self.bits}"
+
+
+class _QuantLayer:
+    """What QuantConv2d and QuantLinear share: one quantizer for the weight and one for the input."""
+
+    weight: Tensor
+    weight_quantizer: Quantizer
+    input_quantizer: Quantizer
+
+    def select(self, bits: LayerBits) -> None:
+        self.weight_quantizer.select(bits.weight)
+        self.input_quantizer.select(bits.activation)
+
+    def initialise_weight_steps(self) -> None:
+        magnitude = self.weight.detach().abs().flatten(1).mean(1)
+        self.weight_quantizer.initialise(magnitude if self.weight_quantizer.per_channel else magnitude.mean())
+
+
+class QuantConv2d(_QuantLayer, nn.Conv2d):
+    """A convolution with quantized weight and input; padding lies on the input's grid.
+
+    Zero lies on the grid of unsigned and signed inputs, so they are padded after quantization. On a shifted grid
+    zero is a code only if 0.375 / step is an integer, so the input is padded first and the padding becomes the
+    quantizer's own image of zero; `pad_with_zero` pads with exact zeros instead, as public MetaMix code does.
+    """
+
+    pad_with_zero = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight_quantizer(self.weight)
+        quantizer = self.input_quantizer
+        if quantizer.active and quantizer.kind == "shifted" and any(self.padding) and not self.pad_with_zero:
+            rows, columns = (int(size) for size in self.padding)
+            padded = quantizer(F.pad(x, (columns, columns, rows, rows)), like=x)
+            return F.conv2d(padded, weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        return self._conv_forward(quantizer(x), weight, self.bias)
+
+
+class QuantLinear(_QuantLayer, nn.Linear):
+    """A linear layer with quantized weight and input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.input_quantizer(x), self.weight_quantizer(self.weight), self.bias)
+
+
+QuantLayer = QuantConv2d | QuantLinear
+
+
+class HardSigmoid(nn.Module):
+    """relu6(x + 3) / 6; unlike torch's own it has a second derivative, which Hessian traces need."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu6(x + 3.0) / 6.0
+
+
+class HardSwish(nn.Module):
+    """x * relu6(x + 3) / 6, twice differentiable almost everywhere."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (F.relu6(x + 3.0) / 6.0)
+
+
+def quant_layers(model: nn.Module) -> dict[str, QuantLayer]:
+    """The quantizable layers of a converted network by name, in registration order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, (QuantConv2d, QuantLinear))}
+
+
+def quantizers(model: nn.Module) -> Iterator[Quantizer]:
+    return (module for module in model.modules() if isinstance(module, Quantizer))
+
+
+def apply_policy(
+    model: nn.Module, policy: Mapping[str, LayerBits], *, weights: bool = True, activations: bool = True
+) -> None:
+    """Select each layer's bits; `weights=False` leaves weights float (the activation-first stage), likewise inputs.
+
+    Raises PolicyError unless `policy` names exactly the network's layers.
+    """
+    layers = quant_layers(model)
+    if unknown := [name for name in policy if name not in layers]:
+        raise PolicyError(f"no layer {unknown[0]!r} in this network; layers: {', '.join(layers)}")
+    if missing := [name for name in layers if name not in policy]:
+        raise PolicyError(f"the policy gives no bits for {', '.join(missing)}")
+    for name, layer in layers.items():
+        layer.weight_quantizer.off()
+        layer.input_quantizer.off()
+        if weights:
+            layer.weight_quantizer.select(policy[name].weight)
+        if activations:
+            layer.input_quantizer.select(policy[name].activation)
+
+
+def quantization_off(model: nn.Module) -> None:
+    for quantizer in quantizers(model):
+        quantizer.off()
+
+
+def steps_of(model: nn.Module) -> list[nn.Parameter]:
+    """Every step of the network, each once."""
+    return [step for quantizer in quantizers(model) for step in quantizer.steps.values()]
+
+
+@torch.no_grad()
+def project_steps(model: nn.Module) -> None:
+    """Keep every step at or above MIN_STEP; called after each optimizer step."""
+    for step in steps_of(model):
+        step.clamp_min_(MIN_STEP)
+
+
+def initialise_weight_steps(model: nn.Module) -> None:
+    for layer in quant_layers(model).values():
+        layer.initialise_weight_steps()
+
+
+@torch.no_grad()
+def initialise_activation_steps(model: nn.Module, batches: Sequence[Tensor]) -> None:
+    """Set all input steps from forwards of the unquantized network in train mode; buffers stay as they were.
+
+    batches: micro-batches of images, averaged with equal weight.
+    """
+    sums: dict[Quantizer, Tensor] = {}
+    counts: dict[Quantizer, int] = {}
+
+    def watch(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        quantizer: Quantizer = layer.input_quantizer  # type: ignore[assignment]
+        shift = next(iter(quantizer.grids.values())).shift
+        sums[quantizer] = (
+            sums.get(quantizer, torch.zeros((), device=inputs[0].device)) + (inputs[0] + shift).abs().mean()
+        )
+        counts[quantizer] = counts.get(quantizer, 0) + 1
+
+    quantization_off(model)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    was_training = model.training
+    handles = [layer.register_forward_pre_hook(watch) for layer in quant_layers(model).values()]
+    try:
+        model.train()
+        for images in batches:
+            model(images)
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+    for quantizer, total in sums.items():
+        quantizer.initialise(total / counts[quantizer])
