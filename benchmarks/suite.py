@@ -67,7 +67,7 @@ class DataSpec(Config):
     dataset: Literal["digits", "imagefolder"]
     image_size: int = Field(ge=8, le=1024)
     classes: int = Field(ge=2)
-    augment: Literal["none", "shift", "crop-flip"] = "none"
+    augment: Literal["none", "affine", "crop-flip"] = "none"
 
 
 class Space(Config):
@@ -151,13 +151,16 @@ class MethodSpec(Config):
     options: dict[str, Any]
 
 
-class PretrainingSpec(Config):
-    """Everything that float weights hang on; its hash is their key in the cache."""
+class StartSpec(Config):
+    """Everything that a trial's float start hangs on; its hash is the start's key in the cache.
+
+    pretraining: None for published weights, which are alike for every seed.
+    """
 
     protocol: int = PROTOCOL
     model: ModelSpec
     data: DataSpec
-    pretraining: Pretraining
+    pretraining: Pretraining | None
     seed: int
 
     @cached_property
@@ -186,11 +189,10 @@ class TrialSpec(Config):
         return digest(self.model_dump(mode="json"))
 
     @property
-    def float_spec(self) -> PretrainingSpec | None:
-        """The pretraining that this trial starts from; None where it starts from published weights."""
-        if self.pretraining is None:
-            return None
-        return PretrainingSpec(model=self.model, data=self.data, pretraining=self.pretraining, seed=self.seed)
+    def start(self) -> StartSpec:
+        """The float network that this trial starts from."""
+        seed = 0 if self.pretraining is None else self.seed
+        return StartSpec(model=self.model, data=self.data, pretraining=self.pretraining, seed=seed)
 
 
 def canonical_json(value: Any) -> str:
@@ -354,9 +356,9 @@ class Plan:
     warnings: tuple[str, ...]
 
     @property
-    def pretrainings(self) -> tuple[PretrainingSpec, ...]:
-        specs = {trial.spec.float_spec.key: trial.spec.float_spec for trial in self.trials if trial.spec.float_spec}
-        return tuple(specs.values())
+    def starts(self) -> tuple[StartSpec, ...]:
+        """The float networks that the trials share, each once."""
+        return tuple({trial.spec.start.key: trial.spec.start for trial in self.trials}.values())
 
 
 def plan(suite: Suite) -> Plan:

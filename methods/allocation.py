@@ -13,8 +13,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from methods.quantization.cost import Ledger, bops
-from methods.quantization.policy import Candidates, LayerBits, Policy
+from methods.quantization.cost import PINNED_BITS, Ledger, bops
+from methods.quantization.policy import Candidates, LayerBits, Policy, PolicyError
 
 
 class CeilingError(ValueError):
@@ -32,13 +32,22 @@ class Group:
 def groups_of(ledger: Ledger, candidates: Candidates) -> list[Group]:
     """Searchable layers grouped by tie, in graph order; within a group all activation bits are equal.
 
-    Weight bits of tied layers stay free of one another: only the input grid is shared.
+    Weight bits of tied layers stay free of one another: only the input grid is shared. Layers tied to a pinned one
+    get its activation bits. Raises PolicyError if tied layers have no activation bits in common.
     """
     members: dict[str, list[str]] = {}
     for layer in ledger:
         if not layer.pinned:
             members.setdefault(layer.tie or layer.name, []).append(layer.name)
-    return [Group(tuple(names), tuple(_joint(names, candidates))) for names in members.values()]
+    held = {layer.tie for layer in ledger if layer.pinned and layer.tie}
+    groups = []
+    for key, names in members.items():
+        joint = _joint(names, candidates)
+        choices = tuple(bits for bits in joint if key not in held or bits[0].activation == PINNED_BITS.activation)
+        if not choices:
+            raise PolicyError(f"layers that share an input grid have no activation bits in common: {', '.join(names)}")
+        groups.append(Group(tuple(names), choices))
+    return groups
 
 
 def _joint(names: Sequence[str], candidates: Candidates) -> Iterator[tuple[LayerBits, ...]]:

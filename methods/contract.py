@@ -41,11 +41,11 @@ Batch = Sequence[MicroBatch]
 class Phase:
     """A stretch of search steps that all cost the same.
 
-    split: `train`, or `search` for a part of the training images that no other phase sees.
+    split: `train`, all training images; `search`, a fifth of them set aside for the search; `rest`, the others.
     """
 
     name: str
-    split: Literal["train", "search"] = "train"
+    split: Literal["train", "search", "rest"] = "train"
     augment: bool = True
     train_mode: bool = True
 

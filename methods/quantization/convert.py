@@ -56,7 +56,7 @@ def replace_activations(model: nn.Module) -> nn.Module:
             elif isinstance(child, nn.Hardsigmoid):
                 setattr(module, name, HardSigmoid())
             elif hasattr(child, "inplace"):
-                child.inplace = False
+                setattr(child, "inplace", False)  # noqa: B010 (not every module declares it)
     return model
 
 
@@ -149,12 +149,13 @@ def _macs(model: nn.Module, names: Sequence[str], image_shape: tuple[int, int, i
         return hook
 
     handles = [modules[name].register_forward_hook(count(name)) for name in names]
-    was_training = model.training
+    training = {module: module.training for module in model.modules()}
     try:
         parameter = next(model.parameters())
         model.eval()(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
     finally:
-        model.train(was_training)
+        for module, flag in training.items():
+            module.training = flag
         for handle in handles:
             handle.remove()
     return counts

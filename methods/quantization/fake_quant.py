@@ -36,9 +36,9 @@ def gradient_scale(rule: GradientScale, x: Tensor, grid: Grid, *, per_channel: b
     if rule == "none":
         return 1.0
     if per_channel:
-        count = x.numel() if rule in ("tensor", "batch") else x[0].numel()
+        count = x.numel() if rule in ("tensor", "batch") else math.prod(x.shape[1:])
     else:
-        count = x.numel() if rule == "batch" else x[0].numel()
+        count = x.numel() if rule == "batch" else math.prod(x.shape[1:])
     return 1.0 / math.sqrt(max(count, 1) * grid.high)
 
 
@@ -51,8 +51,9 @@ def spread(step: Tensor, x: Tensor) -> Tensor:
 
 def check_step(step: Tensor, x: Tensor) -> None:
     """Raises StepError unless every step is positive and finite and there is one step, or one per channel."""
-    if step.numel() not in (1, x.shape[0] if x.dim() else 1):
-        raise StepError(f"{step.numel()} steps do not fit a tensor of shape {tuple(x.shape)}: give 1 or {x.shape[0]}")
+    channels = x.shape[0] if x.dim() else 1
+    if step.numel() not in (1, channels):
+        raise StepError(f"{step.numel()} steps do not fit a tensor of shape {tuple(x.shape)}: give 1 or {channels}")
     if not bool(((step > 0) & torch.isfinite(step)).all()):
         raise StepError(f"steps must be positive and finite, got {step.detach().flatten()[:4].tolist()}")
 
@@ -84,7 +85,7 @@ class _FakeQuantize(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             r = u.clamp(grid.low, grid.high).round_()
             slope = r.sub_(torch.where(inside, u, zero)).mul_(g)
-            total = slope.sum() if step.numel() == 1 else slope.flatten(1).sum(1)
+            total = slope.sum() if step.numel() == 1 else slope.reshape(step.numel(), -1).sum(1)
             grad_step = (total * ctx.scale).reshape(step.shape).to(step.dtype)
         return grad_x, grad_step, None, None
 

@@ -57,7 +57,8 @@ class Quantizer(nn.Module):
         return self.bits is not None or self.probabilities is not None
 
     def step_of(self, bits: int) -> nn.Parameter:
-        return self.steps[str(bits)]
+        step: nn.Parameter = self.steps[str(bits)]
+        return step
 
     def off(self) -> None:
         self.bits = self.probabilities = None
@@ -141,11 +142,13 @@ class QuantConv2d(_QuantLayer, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight_quantizer(self.weight)
         quantizer = self.input_quantizer
-        if quantizer.active and quantizer.kind == "shifted" and any(self.padding) and not self.pad_with_zero:
-            rows, columns = (int(size) for size in self.padding)
-            padded = quantizer(F.pad(x, (columns, columns, rows, rows)), like=x)
+        pads = self._reversed_padding_repeated_twice  # as F.pad wants them, for padding="same" too
+        shifted = quantizer.active and quantizer.kind == "shifted"
+        if shifted and any(pads) and self.padding_mode == "zeros" and not self.pad_with_zero:
+            padded = quantizer(F.pad(x, pads), like=x)
             return F.conv2d(padded, weight, self.bias, self.stride, 0, self.dilation, self.groups)
-        return self._conv_forward(quantizer(x), weight, self.bias)
+        out: Tensor = self._conv_forward(quantizer(x), weight, self.bias)
+        return out
 
 
 class QuantLinear(_QuantLayer, nn.Linear):
@@ -186,13 +189,19 @@ def apply_policy(
 ) -> None:
     """Select each layer's bits; `weights=False` leaves weights float (the activation-first stage), likewise inputs.
 
-    Raises PolicyError unless `policy` names exactly the network's layers.
+    Raises PolicyError unless `policy` names exactly the network's layers and gives layers that share an input
+    quantizer the same activation bits.
     """
     layers = quant_layers(model)
     if unknown := [name for name in policy if name not in layers]:
         raise PolicyError(f"no layer {unknown[0]!r} in this network; layers: {', '.join(layers)}")
     if missing := [name for name in layers if name not in policy]:
         raise PolicyError(f"the policy gives no bits for {', '.join(missing)}")
+    first: dict[Quantizer, str] = {}
+    for name, layer in layers.items():
+        other = first.setdefault(layer.input_quantizer, name)
+        if policy[name].activation != policy[other].activation:
+            raise PolicyError(f"{other} and {name} share an input: give them the same activation bits")
     for name, layer in layers.items():
         layer.weight_quantizer.off()
         layer.input_quantizer.off()
@@ -243,14 +252,15 @@ def initialise_activation_steps(model: nn.Module, batches: Sequence[Tensor]) -> 
 
     quantization_off(model)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    was_training = model.training
+    training = {module: module.training for module in model.modules()}
     handles = [layer.register_forward_pre_hook(watch) for layer in quant_layers(model).values()]
     try:
         model.train()
         for images in batches:
             model(images)
     finally:
-        model.train(was_training)
+        for module, flag in training.items():
+            module.training = flag
         for handle in handles:
             handle.remove()
         for name, buffer in model.named_buffers():

@@ -81,7 +81,7 @@ class Policy(Mapping[str, LayerBits]):
             return cls.from_json(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise PolicyError(f"cannot read the policy {path}: {error.strerror}") from error
-        except PolicyError as error:
+        except (PolicyError, UnicodeDecodeError) as error:
             raise PolicyError(f"{path}: {error}") from error
 
 

@@ -1,0 +1,89 @@
+"""Save and restore a trial so that a killed run equals an unkilled one."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.record import write_atomic
+
+SCHEMA = 1
+_DIGEST_BYTES = 32
+
+
+class CheckpointError(Exception):
+    """A checkpoint that is truncated, altered, or of another trial or schema; the message names the file."""
+
+
+def save_checkpoint(path: Path, trial_id: str, state: dict[str, Any]) -> None:
+    """Write `state` (tensors and plain values); whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save({"schema": SCHEMA, "trial": trial_id, "state": state}, buffer)
+    body = buffer.getvalue()
+    write_atomic(path, lambda file: (file.write(hashlib.sha256(body).digest()), file.write(body)))
+
+
+def load_checkpoint(path: Path, trial_id: str) -> dict[str, Any] | None:
+    """The state saved for a trial; None if there is none.
+
+    Raises CheckpointError if the file cannot be trusted.
+    """
+    if not path.exists():
+        return None
+    data = path.read_bytes()
+    body = data[_DIGEST_BYTES:]
+    if hashlib.sha256(body).digest() != data[:_DIGEST_BYTES]:
+        raise CheckpointError(f"{path}: truncated or altered; delete it and run again, the trial starts from its beginning")
+    saved = torch.load(io.BytesIO(body), weights_only=True)
+    if saved["schema"] != SCHEMA or saved["trial"] != trial_id:
+        raise CheckpointError(
+            f"{path}: schema {saved['schema']} of trial {saved['trial']}, expected schema {SCHEMA} of {trial_id}; delete it"
+        )
+    state: dict[str, Any] = saved["state"]
+    return state
+
+
+@dataclass
+class Saver:
+    """Calls `save` at most every `seconds`; 0 saves at every tick."""
+
+    seconds: float
+    save: Callable[[], None]
+    last: float = field(default_factory=time.monotonic)
+
+    def tick(self) -> None:
+        if time.monotonic() - self.last >= self.seconds:
+            self.save()
+            self.last = time.monotonic()
+
+
+def save_network(path: Path, state: dict[str, torch.Tensor]) -> None:
+    """A network's state dict, whole or not at all."""
+    write_atomic(path, lambda file: torch.save(state, file))
+
+
+def load_network(path: Path) -> dict[str, torch.Tensor]:
+    """Raises CheckpointError if the file is missing or damaged."""
+    try:
+        state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no network {path}; networks are kept for small suites only") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); delete it and run the suite again") from error
+    return state
+
+
+def network_digest(state: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over names, shapes and bytes of a state dict, in its order."""
+    total = hashlib.sha256()
+    for name, tensor in state.items():
+        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

@@ -1,0 +1,102 @@
+"""The float network that trials start from: trained once per model and seed, or published; cached by its specification."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks.checkpoint import (
+    Saver,
+    load_checkpoint,
+    load_network,
+    network_digest,
+    save_checkpoint,
+    save_network,
+)
+from benchmarks.compute import Account
+from benchmarks.data import Dataset
+from benchmarks.data.stream import stream_seed
+from benchmarks.evaluation import evaluate, recalibrate_bn
+from benchmarks.models import build_model, published_weights
+from benchmarks.suite import StartSpec
+from benchmarks.training import Loop, Problem, Progress, WeightTraining
+from benchmarks.workspace import Workspace
+
+_TEST_ACCURACY = "_test_accuracy"
+"""Kept beside the weights in the cached state dict."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Float weights with recalibrated batch norm, and how they do on test as they are."""
+
+    state: dict[str, torch.Tensor]
+    test_accuracy: float
+
+    @property
+    def digest(self) -> str:
+        return network_digest(self.state)
+
+
+def float_start(spec: StartSpec, workspace: Workspace, data: Dataset) -> Generator[Progress, None, Start]:
+    """Progress while it trains; returns the start. Of several processes one trains, the others wait for it."""
+    path = workspace.start(spec.key)
+    if not path.exists():
+        with workspace.lock(f"float-{spec.key}", wait=True):
+            if not path.exists():
+                yield from _make(spec, workspace, data)
+    state = load_network(path)
+    accuracy = float(state.pop(_TEST_ACCURACY))
+    return Start(state, accuracy)
+
+
+def _make(spec: StartSpec, workspace: Workspace, data: Dataset) -> Iterator[Progress]:
+    device = torch.device(workspace.device)
+    torch.manual_seed(stream_seed(spec.seed, "pretrain/init"))
+    model = build_model(spec.model, spec.data).to(device)
+    if spec.pretraining is None:
+        model.load_state_dict(published_weights(spec.model, spec.data))
+    else:
+        yield from _train(spec, workspace, data, model)
+        recalibrate_bn(model, data.train, device)
+    score = evaluate(model, data.test, device)
+    state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    state[_TEST_ACCURACY] = torch.tensor(score.accuracy, dtype=torch.float64)
+    save_network(workspace.start(spec.key), state)
+    workspace.checkpoint(spec.key).unlink(missing_ok=True)
+
+
+def _train(spec: StartSpec, workspace: Workspace, data: Dataset, model: torch.nn.Module) -> Iterator[Progress]:
+    assert spec.pretraining is not None
+    recipe = spec.pretraining.recipe
+    unlimited = Account(granted_macs=2**62, epoch_macs=1, search_share=0.0)
+    problem = Problem(
+        model=model,
+        ledger=(),
+        candidates={},
+        ceiling=0,
+        draw=0,
+        recipe=recipe,
+        seed=stream_seed(spec.seed, "pretrain"),
+        data=data,
+        device=torch.device(workspace.device),
+        account=unlimited,
+    )
+    total = spec.pretraining.epochs * (len(data.train) // recipe.batch_size)
+    loop = Loop(problem, WeightTraining(problem, None, total), "finetune", limit=unlimited.granted_macs, total=total)
+
+    def state() -> dict[str, Any]:
+        return {"model": model.state_dict(), "loop": loop.state_dict(), "rng": torch.get_rng_state()}
+
+    path = workspace.checkpoint(spec.key)
+    saver = Saver(workspace.checkpoint_seconds, lambda: save_checkpoint(path, spec.key, state()))
+    if saved := load_checkpoint(path, spec.key):
+        model.load_state_dict(saved["model"])
+        loop.load_state_dict(saved["loop"])
+        torch.set_rng_state(saved["rng"])
+    for progress in loop.run():
+        saver.tick()
+        yield Progress("pretrain", progress.step, progress.total, progress.row)

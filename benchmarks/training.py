@@ -1,0 +1,312 @@
+"""The one training loop: float pretraining, search phases and fine-tuning all run in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+
+from benchmarks.compute import Account, measure_macs
+from benchmarks.data import Dataset, Subset, permutation
+from benchmarks.data.stream import Stream, stream_seed, torch_stream
+from benchmarks.suite import OptimizerSpec, Recipe
+from methods.contract import Batch, MicroBatch, Phase
+from methods.quantization.cost import Ledger
+from methods.quantization.modules import Quantizer, apply_policy, initialise_weight_steps, project_steps
+from methods.quantization.policy import Candidates, LayerBits
+
+SEARCH_SPLIT = 0.2
+"""Share of the training images that phases with split `search` see, and those with split `rest` do not."""
+
+_PRICED_IMAGES = 8
+_CURVE_POINTS_PER_EPOCH = 10
+
+
+class DivergedError(Exception):
+    """Training gave a loss that is not finite; the trial has failed."""
+
+
+class Trainee(Protocol):
+    """What the loop drives: a method's search, or weight training."""
+
+    def phase(self) -> Phase | None: ...
+    def step(self, batch: Batch, phase: Phase) -> Mapping[str, float]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class Progress:
+    """One step of a trial, as seen from outside. total: steps of this stage, None where nobody knows."""
+
+    stage: str
+    step: int
+    total: int | None
+    row: Mapping[str, Any]
+
+
+def make_optimizer(spec: OptimizerSpec, model: nn.Module, params: Iterable[nn.Parameter], step_scale: float) -> Optimizer:
+    """The recipe's optimizer over `params` of `model`.
+
+    Weight decay falls on weights of two and more dimensions, hence never on quantizer steps, batch norm or biases;
+    quantizer steps learn at `step_scale` times the rate.
+    """
+    wanted = {id(p) for p in params}
+    step_ids = {id(s) for module in model.modules() if isinstance(module, Quantizer) for s in module.steps.values()}
+    chosen = [p for p in model.parameters() if id(p) in wanted]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in chosen if p.dim() > 1], "weight_decay": spec.weight_decay, "lr": spec.lr},
+        {"params": [p for p in chosen if p.dim() <= 1 and id(p) not in step_ids], "lr": spec.lr},
+        {"params": [p for p in chosen if id(p) in step_ids], "lr": spec.lr * step_scale},
+    ]
+    groups = [{**group, "initial_lr": group["lr"]} for group in groups if group["params"]]
+    if spec.name == "sgd":
+        return SGD(groups, lr=spec.lr, momentum=spec.momentum, weight_decay=0.0)
+    return Adam(groups, lr=spec.lr, weight_decay=0.0)
+
+
+def cosine(step: int, total: int, warmup_share: float) -> float:
+    """The learning rate's factor at `step` of `total`: a linear warm-up, then half a cosine down to 0.
+
+    >>> [round(cosine(step, 4, 0.0), 3) for step in range(4)]
+    [1.0, 0.854, 0.5, 0.146]
+    """
+    warmup = round(total * warmup_share)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+
+
+@dataclass
+class Problem:
+    """The harness's side of methods.contract.Problem: model, budgets, losses, gradients, streams."""
+
+    model: nn.Module
+    ledger: Ledger
+    candidates: Candidates
+    ceiling: int
+    draw: int
+    recipe: Recipe
+    seed: int
+    data: Dataset
+    device: torch.device
+    account: Account
+    trainee: Trainee | None = None
+    micro_batches: int = 1
+    _prices: dict[str, int] = field(default_factory=dict)
+
+    def loss(self, logits: Tensor, batch: MicroBatch) -> Tensor:
+        return F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.recipe.label_smoothing)
+
+    def backward(self, loss: Tensor) -> None:
+        (loss / self.micro_batches).backward()
+
+    def grad(self, loss: Tensor, params: Sequence[Tensor]) -> None:
+        for param, gradient in zip(params, torch.autograd.grad(loss / self.micro_batches, params), strict=True):
+            param.grad = gradient if param.grad is None else param.grad + gradient
+
+    def step(self, optimizer: Optimizer, max_norm: float | None = None) -> None:
+        params = [param for group in optimizer.param_groups for param in group["params"]]
+        if max_norm is not None:
+            nn.utils.clip_grad_norm_(params, max_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        project_steps(self.model)
+
+    def weight_optimizer(self, params: Iterable[nn.Parameter], lr_scale: float = 1.0) -> Optimizer:
+        spec = self.recipe.optimizer
+        scaled = spec.model_copy(update={"lr": spec.lr * lr_scale})
+        return make_optimizer(scaled, self.model, params, self.recipe.step_lr_scale)
+
+    def stream(self, name: str) -> torch.Generator:
+        return torch_stream(self.seed, name)
+
+    def price(self, phase: Phase) -> int:
+        return self.price_per_image(phase) * self.recipe.batch_size
+
+    def affordable(self, phase: Phase) -> int:
+        return max(0, self.account.search_macs - self.account.spent_macs) // self.price(phase)
+
+    def price_per_image(self, phase: Phase) -> int:
+        """MACs per image of one step of `phase`: the step is run once on a few images, and all of it is undone."""
+        if phase.name not in self._prices:
+            assert self.trainee is not None
+            trainee = self.trainee
+            images = min(_PRICED_IMAGES, self.recipe.micro_batch)
+            sample = self.batches(phase, "price").next()[0]
+            batch = [MicroBatch(sample.images[:images], sample.labels[:images])]
+            with self._undone(trainee):
+                self.model.train(phase.train_mode)
+                self._prices[phase.name] = measure_macs(lambda: self.run(trainee, batch, phase)) // images
+        return self._prices[phase.name]
+
+    def run(self, trainee: Trainee, batch: Batch, phase: Phase) -> Mapping[str, float]:
+        """One step of the trainee."""
+        self.micro_batches = len(batch)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+            return trainee.step(batch, phase)
+
+    @contextmanager
+    def _undone(self, trainee: Trainee) -> Iterator[None]:
+        """Whatever happens inside to model, gradients, trainee and generators is taken back."""
+        model_state = deepcopy(self.model.state_dict())
+        gradients = [(param, param.grad) for param in self.model.parameters()]
+        state, training = deepcopy(trainee.state_dict()), self.model.training
+        try:
+            with torch.random.fork_rng(devices=[]):
+                yield
+        finally:
+            self.model.load_state_dict(model_state)
+            self.model.train(training)
+            for param, gradient in gradients:
+                param.grad = gradient
+            trainee.load_state_dict(state)
+
+    def batches(self, phase: Phase, stage: str, position: int = 0) -> Stream:
+        """The stream of a phase, from its `position`-th batch on."""
+        train = self.data.train
+        if phase.split != "train":
+            order = permutation(stream_seed(0, "search-split"), count=len(train))
+            cut = max(self.recipe.batch_size, round(len(train) * SEARCH_SPLIT))
+            train = Subset(train, order[:cut] if phase.split == "search" else order[cut:])
+        return Stream(
+            split=train,
+            seed=stream_seed(self.seed, f"{stage}/{phase.name}"),
+            batch_size=self.recipe.batch_size,
+            micro_batch=self.recipe.micro_batch,
+            augment=phase.augment,
+            device=self.device,
+            position=position,
+        )
+
+
+@dataclass
+class WeightTraining:
+    """Training of weights under a policy, or of float weights, for a fixed number of steps, in the recipe's stages.
+
+    With a policy and `recipe.activation_first`, a first stage quantizes activations only. Weight steps are
+    initialised when weights begin to be quantized, from the weights of that moment. Optimizer state is reset
+    between stages; each has one cosine schedule.
+    """
+
+    problem: Problem
+    policy: Mapping[str, LayerBits] | None
+    total: int
+    taken: int = 0
+    optimizer: Optimizer | None = None
+
+    PHASE = Phase("finetune")
+
+    @property
+    def first_stage(self) -> int:
+        """Steps with float weights."""
+        return round(self.total * self.problem.recipe.activation_first) if self.policy is not None else 0
+
+    def phase(self) -> Phase | None:
+        return self.PHASE if self.taken < self.total else None
+
+    def step(self, batch: Batch, phase: Phase) -> Mapping[str, float]:
+        if self.taken in (0, self.first_stage):
+            self._start_stage()
+        optimizer, recipe = self._ready(), self.problem.recipe
+        start, end = (0, self.first_stage) if self.taken < self.first_stage else (self.first_stage, self.total)
+        factor = cosine(self.taken - start, end - start, recipe.warmup_share)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        mean = 0.0
+        for micro in batch:
+            loss = self.problem.loss(self.problem.model(micro.images), micro)
+            self.problem.backward(loss)
+            mean += float(loss.detach()) / len(batch)
+        self.problem.step(optimizer, recipe.max_norm)
+        self.taken += 1
+        return {"loss": mean, "lr": recipe.optimizer.lr * factor}
+
+    def _start_stage(self) -> None:
+        weights = self.taken >= self.first_stage
+        if self.policy is not None:
+            if weights:
+                initialise_weight_steps(self.problem.model)
+            apply_policy(self.problem.model, self.policy, weights=weights)
+        self.optimizer = self.problem.weight_optimizer(self.problem.model.parameters())
+
+    def _ready(self) -> Optimizer:
+        if self.optimizer is None:
+            self.optimizer = self.problem.weight_optimizer(self.problem.model.parameters())
+        return self.optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"taken": self.taken, "optimizer": None if self.optimizer is None else self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.taken, self.optimizer = state["taken"], None
+        if self.policy is not None and self.taken:
+            apply_policy(self.problem.model, self.policy, weights=self.taken > self.first_stage)
+        if state["optimizer"] is not None:
+            self._ready().load_state_dict(state["optimizer"])
+
+
+@dataclass
+class Loop:
+    """Drives a trainee: feeds batches, charges them, keeps the curve, and stops where the money ends.
+
+    stage: `search` or `finetune`, the prefix of phases in the account. limit: MACs that the account may have spent.
+    """
+
+    problem: Problem
+    trainee: Trainee
+    stage: str
+    limit: int
+    total: int | None = None
+    step: int = 0
+    stopped: bool = False
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    positions: dict[str, int] = field(default_factory=dict)
+
+    def run(self) -> Iterator[Progress]:
+        """Raises DivergedError at the first loss that is not finite."""
+        problem, account = self.problem, self.problem.account
+        problem.trainee = self.trainee
+        streams: dict[str, Stream] = {}
+        while (phase := self.trainee.phase()) is not None:
+            per_image = problem.price_per_image(phase)
+            if account.spent_macs + per_image * problem.recipe.batch_size > self.limit:
+                self.stopped = True
+                return
+            if phase.name not in streams:
+                position = self.positions.get(phase.name, 0)
+                streams[phase.name] = problem.batches(phase, self.stage, position)
+            stream = streams[phase.name]
+            batch = stream.next()
+            problem.model.train(phase.train_mode)
+            logs = problem.run(self.trainee, batch, phase)
+            self.positions[phase.name] = stream.position
+            name = phase.name if phase.name == self.stage else f"{self.stage}/{phase.name}"
+            account.charge(name, sum(len(micro.labels) for micro in batch), per_image)
+            self.step += 1
+            row = {"step": self.step, "phase": phase.name, **logs}
+            if not all(math.isfinite(value) for value in logs.values()):
+                raise DivergedError(f"{self.stage} step {self.step} ({phase.name}): {dict(logs)} is not finite")
+            if self.step % max(1, stream.steps_per_epoch // _CURVE_POINTS_PER_EPOCH) == 0:
+                self.curve.append(row)
+            yield Progress(self.stage, self.step, self.total, row)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "curve": self.curve,
+            "positions": self.positions,
+            "trainee": self.trainee.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.curve, self.positions = state["step"], state["curve"], state["positions"]
+        self.trainee.load_state_dict(state["trainee"])

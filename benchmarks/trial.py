@@ -1,0 +1,421 @@
+"""The life of one trial, top to bottom.
+
+A record's `result` holds: status and reason; search_stopped (the search's share ran out); policy; layers (the
+per-layer ledger); cost (BOPs under every convention, weight bytes, the ceiling and what is unused of it); account;
+curves; metrics (accuracies in 0..1); search (the method's own report); audit; network_digest.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+import traceback
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.audit import audit_codes
+from benchmarks.checkpoint import CheckpointError, Saver, load_checkpoint, network_digest, save_checkpoint, save_network
+from benchmarks.compute import Account
+from benchmarks.data import DataError, Dataset, load_dataset
+from benchmarks.data.stream import Stream, stream_seed
+from benchmarks.environment import configure_torch, describe
+from benchmarks.evaluation import Score, evaluate, recalibrate_bn
+from benchmarks.models import CHANNELS, build_model, measure_ledger
+from benchmarks.pretraining import Start, float_start
+from benchmarks.record import Record, Status
+from benchmarks.suite import SuiteError, TrialSpec, candidates_of
+from benchmarks.training import Loop, Problem, Progress, WeightTraining
+from benchmarks.workspace import Workspace
+from methods import load_method
+from methods.contract import InapplicableError, Method, Searched
+from methods.quantization.convert import QuantizerOptions, convert
+from methods.quantization.cost import CONVENTIONS, Ledger, bops, uniform_bits, weight_bytes, with_pins
+from methods.quantization.modules import (
+    apply_policy,
+    initialise_activation_steps,
+    initialise_weight_steps,
+    project_steps,
+    quantization_off,
+)
+from methods.quantization.policy import Candidates, LayerBits, Policy, PolicyError
+
+KEPT_PARAMETERS = 3_000_000
+"""Networks up to this size are kept beside their record."""
+
+_AUDITED_IMAGES = 64
+
+INFRASTRUCTURE = (OSError, MemoryError, torch.OutOfMemoryError, CheckpointError, DataError, SuiteError)
+"""What says nothing about a method: the trial is lost, leaves no record, and runs again next time."""
+
+
+class CeilingExceededError(Exception):
+    """A method returned a policy above the ceiling."""
+
+
+@dataclass
+class _Trial:
+    """What the steps of one trial share."""
+
+    spec: TrialSpec
+    workspace: Workspace
+    data: Dataset
+    start: Start
+    ledger: Ledger
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
+    restarts: int = 0
+    account: Account | None = None
+    searched: Searched | None = None
+    stopped: bool = False
+    curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - begun
+
+    @property
+    def seed(self) -> int:
+        return stream_seed(self.spec.seed, f"draw-{self.spec.draw}") if self.spec.draw else self.spec.seed
+
+
+def run(spec: TrialSpec, workspace: Workspace) -> Iterator[Progress | Record]:
+    """Run one trial: progress while it lasts, then its record, which is already on disk.
+
+    A method's own fault ends in a record (`failed`, `over_ceiling`, `refused`); INFRASTRUCTURE errors are raised.
+    """
+    begun, started = time.monotonic(), datetime.now(UTC)
+    configure_torch(workspace.threads, workspace.device)
+    data = load_dataset(spec.data, workspace.data)
+    start = yield from float_start(spec.start, workspace, data)
+    trial = _Trial(spec, workspace, data, start, measure_ledger(spec.model, spec.data), torch.device(workspace.device))
+    failure: str | None = None
+    try:
+        yield from _search(trial)
+        model = yield from _finetune(trial)
+        result = _examine(trial, model)
+    except INFRASTRUCTURE:
+        raise
+    except Exception as error:  # noqa: BLE001 (the one place: a method may do anything, and its record says what)
+        result, failure = _failed(trial, error), traceback.format_exc()
+    observed = {
+        "seconds": {**trial.seconds, "total": time.monotonic() - begun},
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "environment": describe(workspace.threads, workspace.device),
+        "data_digest": data.digest,
+        "weights_digest": start.digest,
+        "restarts": trial.restarts,
+        "engine": workspace.engine,
+        "started": started.isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        **({"traceback": failure} if failure else {}),
+    }
+    record = Record(spec.id, spec.model_dump(mode="json"), result, observed)
+    workspace.records.put(record)
+    workspace.checkpoint(spec.id).unlink(missing_ok=True)
+    yield record
+
+
+def _problem(trial: _Trial, candidates: Candidates) -> Problem:
+    """A fresh quantizable network from the float start, steps initialised, and the harness around it."""
+    spec = trial.spec
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(spec.model, spec.data).to(trial.device)
+    model.load_state_dict(trial.start.state)
+    convert(model, trial.ledger, candidates, quantizer_options(spec))
+    model.to(trial.device)
+    problem = Problem(
+        model=model,
+        ledger=trial.ledger,
+        candidates=candidates,
+        ceiling=spec.ceiling_bops or 0,
+        draw=spec.draw,
+        recipe=spec.recipe,
+        seed=trial.seed,
+        data=trial.data,
+        device=trial.device,
+        account=trial.account or Account(0, 0, 0.0),
+    )
+    initialise_weight_steps(model)
+    first = problem.batches(WeightTraining.PHASE, "finetune").next()
+    initialise_activation_steps(model, [micro.images for micro in first])
+    return problem
+
+
+def quantizer_options(spec: TrialSpec) -> QuantizerOptions:
+    quantizer = spec.quantizer
+    return QuantizerOptions(quantizer.gradient_scale, quantizer.signed == "narrow", quantizer.padding == "zero")
+
+
+def _open_account(trial: _Trial, problem: Problem) -> Account:
+    """E recipe epochs at the measured price of one fine-tuning step of the quantized network."""
+    spec = trial.spec
+    lowest = uniform_bits(trial.ledger, spec.space.weights[0], spec.space.activations[0])
+    problem.trainee = WeightTraining(problem, with_pins(trial.ledger, lowest), total=1)
+    per_image = problem.price_per_image(WeightTraining.PHASE)
+    quantization_off(problem.model)
+    epoch_images = _epoch_steps(trial) * spec.recipe.batch_size
+    return Account(round(spec.compute.epochs * epoch_images) * per_image, epoch_images * per_image, spec.compute.search_share)
+
+
+def _epoch_steps(trial: _Trial) -> int:
+    return len(trial.data.train) // trial.spec.recipe.batch_size
+
+
+def _search(trial: _Trial) -> Iterator[Progress]:
+    """Have the method choose; afterwards `trial.searched` and `trial.account` say what came of it."""
+    spec, path = trial.spec, trial.workspace.checkpoint(trial.spec.id)
+    problem = _problem(trial, candidates_of(spec.space, trial.ledger))
+    trial.account = problem.account = _open_account(trial, problem)
+    saved = load_checkpoint(path, spec.id)
+    if saved:
+        trial.restarts = saved["restarts"] + 1
+        trial.account.load_state_dict(saved["account"])
+        if saved["stage"] == "finetune":
+            return  # _finetune reads the rest
+    kind = load_method(spec.method.name)
+    torch.manual_seed(stream_seed(trial.seed, "search/dropout"))
+    problem.trainee = method = kind(problem, kind.Options.model_validate(spec.method.options))
+    loop = Loop(problem, method, "search", limit=trial.account.search_macs)
+    if saved:
+        problem.model.load_state_dict(saved["model"])
+        loop.load_state_dict(saved["loop"])
+        torch.set_rng_state(saved["rng"])
+    saver = Saver(trial.workspace.checkpoint_seconds, lambda: _save(trial, "search", problem.model, loop))
+    with trial.timed("search"):
+        for progress in loop.run():
+            saver.tick()
+            yield progress
+        trial.searched = _result_of(method, kind.min_steps, loop)
+    trial.stopped, trial.curves["search"] = loop.stopped, loop.curve
+    _check(trial, trial.searched)
+
+
+def _result_of(method: Method, min_steps: int, loop: Loop) -> Searched:
+    if loop.step < min_steps:
+        raise InapplicableError(
+            f"its search share pays {loop.step} steps, it needs at least {min_steps}; raise compute.search_share"
+        )
+    return method.result()
+
+
+def _check(trial: _Trial, searched: Searched) -> None:
+    """The policy names exactly the searchable layers and keeps the ceiling."""
+    ceiling, policy = trial.spec.ceiling_bops, searched.policy
+    if (policy is None) != (ceiling is None):
+        raise PolicyError("a quantizing method must return a policy, and only such a method may")
+    if policy is None or ceiling is None:
+        return
+    searchable = {layer.name for layer in trial.ledger if not layer.pinned}
+    if wrong := sorted(searchable.symmetric_difference(policy)):
+        raise PolicyError(f"the policy must name exactly the searchable layers; differing: {', '.join(wrong)}")
+    cost = bops(trial.ledger, policy)
+    if cost > ceiling:
+        raise CeilingExceededError(f"the policy costs {cost:,} BOPs, above the ceiling of {ceiling:,}")
+
+
+def _finetune(trial: _Trial) -> Generator[Progress, None, nn.Module]:
+    """Weight training under the chosen policy with all the compute that is left; returns the network."""
+    spec, path = trial.spec, trial.workspace.checkpoint(trial.spec.id)
+    assert trial.account is not None
+    saved = load_checkpoint(path, spec.id) if trial.searched is None else None
+    if saved:
+        policy = None if saved["policy"] is None else Policy.from_dict(saved["policy"])
+        trial.searched = Searched(policy, None, saved["search"])
+        trial.stopped, trial.curves["search"] = saved["stopped"], saved["search_curve"]
+    assert trial.searched is not None
+    problem = _finetuning_problem(trial, trial.searched)
+    training = WeightTraining(problem, _all_bits(trial), total=0)
+    problem.trainee = training
+    price = problem.price(WeightTraining.PHASE)
+    granted = round(spec.compute.epochs * _epoch_steps(trial))
+    spent_searching = sum(e.macs for name, e in trial.account.phases.items() if name.startswith("search/"))
+    training.total = min(granted, (trial.account.granted_macs - spent_searching) // price)
+    torch.manual_seed(stream_seed(spec.seed, "finetune/dropout"))
+    loop = Loop(problem, training, "finetune", limit=trial.account.granted_macs, total=training.total)
+    if saved:
+        problem.model.load_state_dict(saved["model"])
+        loop.load_state_dict(saved["loop"])
+        torch.set_rng_state(saved["rng"])
+    saver = Saver(trial.workspace.checkpoint_seconds, lambda: _save(trial, "finetune", problem.model, loop))
+    with trial.timed("finetune"):
+        for progress in loop.run():
+            saver.tick()
+            yield progress
+    trial.curves["finetune"] = loop.curve
+    return problem.model
+
+
+def _all_bits(trial: _Trial) -> dict[str, LayerBits] | None:
+    assert trial.searched is not None
+    return None if trial.searched.policy is None else with_pins(trial.ledger, trial.searched.policy)
+
+
+def _finetuning_problem(trial: _Trial, searched: Searched) -> Problem:
+    """The network with the chosen widths only; weights, batch norm and activation steps as the search left them."""
+    candidates: Mapping[str, list[LayerBits]]
+    if searched.policy is None:
+        candidates = {layer.name: [LayerBits(8, 8)] for layer in trial.ledger if not layer.pinned}
+    else:
+        candidates = {name: [bits] for name, bits in searched.policy.items()}
+    # Fine-tuning's own stream is that of the seed alone, so that all methods and draws are paired.
+    problem = _problem(trial, candidates)
+    problem.seed = trial.spec.seed
+    if searched.state is not None:
+        own = problem.model.state_dict()
+        problem.model.load_state_dict({**own, **{k: v for k, v in searched.state.items() if k in own}})
+        project_steps(problem.model)
+    return problem
+
+
+def _save(trial: _Trial, stage: str, model: nn.Module, loop: Loop) -> None:
+    assert trial.account is not None
+    state: dict[str, Any] = {
+        "stage": stage,
+        "restarts": trial.restarts,
+        "account": trial.account.state_dict(),
+        "model": model.state_dict(),
+        "loop": loop.state_dict(),
+        "rng": torch.get_rng_state(),
+    }
+    if stage == "finetune":
+        assert trial.searched is not None
+        policy = trial.searched.policy
+        state |= {
+            "policy": None if policy is None else policy.to_dict(),
+            "search": dict(trial.searched.report),
+            "stopped": trial.stopped,
+            "search_curve": trial.curves["search"],
+        }
+    save_checkpoint(trial.workspace.checkpoint(trial.spec.id), trial.spec.id, state)
+
+
+def _examine(trial: _Trial, model: nn.Module) -> dict[str, Any]:
+    """The harness, not the method, counts cost, audits codes, recalibrates batch norm and scores; test once."""
+    assert trial.account is not None
+    assert trial.searched is not None
+    with trial.timed("evaluation"):
+        forward = sum(layer.macs for layer in trial.ledger)
+        trial.account.show("recalibration", recalibrate_bn(model, trial.data.train, trial.device), forward)
+        audit = _audit(trial, model)
+        validation = evaluate(model, trial.data.validation, trial.device)
+        test = evaluate(model, trial.data.test, trial.device)
+        trial.account.show("evaluation", validation.images + test.images, forward)
+    state = model.state_dict()
+    if sum(parameter.numel() for parameter in model.parameters()) <= KEPT_PARAMETERS:
+        save_network(trial.workspace.network(trial.spec.id), {name: tensor.cpu() for name, tensor in state.items()})
+    policy = trial.searched.policy
+    return {
+        **_outcome("ok", None, trial),
+        "policy": None if policy is None else policy.to_dict(),
+        "layers": _layer_rows(trial.ledger, policy),
+        "cost": None if policy is None else _cost(trial, policy),
+        "metrics": _metrics(validation, test, trial.start),
+        "search": dict(trial.searched.report),
+        "audit": audit,
+        "network_digest": network_digest(state),
+    }
+
+
+def _audit(trial: _Trial, model: nn.Module) -> list[dict[str, Any]]:
+    assert trial.searched is not None
+    if trial.searched.policy is None:
+        return []
+    count = min(_AUDITED_IMAGES, len(trial.data.validation))
+    images = trial.data.validation.load(np.arange(count), None)[0].to(trial.device)
+    narrow = trial.spec.quantizer.signed == "narrow"
+    return audit_codes(model, trial.ledger, trial.searched.policy, images, narrow=narrow)
+
+
+def _metrics(validation: Score, test: Score, start: Start) -> dict[str, Any]:
+    return {
+        "test_accuracy": test.accuracy,
+        "test_loss": test.loss,
+        "test_images": test.images,
+        "validation_accuracy": validation.accuracy,
+        "validation_loss": validation.loss,
+        "validation_images": validation.images,
+        "start_test_accuracy": start.test_accuracy,
+    }
+
+
+def _cost(trial: _Trial, policy: Policy) -> dict[str, Any]:
+    ceiling = trial.spec.ceiling_bops
+    assert ceiling is not None
+    counts = {name: bops(trial.ledger, policy, name) for name in CONVENTIONS}
+    return {
+        "bops": counts,
+        "weight_bytes": weight_bytes(trial.ledger, policy),
+        "ceiling_bops": ceiling,
+        "unused_share": 1.0 - counts["edges8"] / ceiling,
+    }
+
+
+def _layer_rows(ledger: Ledger, policy: Policy | None) -> list[dict[str, Any]]:
+    bits = None if policy is None else with_pins(ledger, policy)
+    rows = []
+    for layer in ledger:
+        own = None if bits is None else bits[layer.name]
+        rows.append(
+            {
+                "name": layer.name,
+                "type": layer.type,
+                "macs": layer.macs,
+                "weights": layer.weights,
+                "kind": layer.kind,
+                "pinned": layer.pinned,
+                "weight_bits": own and own.weight,
+                "activation_bits": own and own.activation,
+                "bops": own and layer.macs * own.weight * own.activation,
+                "weight_bytes": own and -(-layer.weights * own.weight // 8),
+            }
+        )
+    return rows
+
+
+def _outcome(status: Status, error: Exception | None, trial: _Trial) -> dict[str, Any]:
+    return {
+        "status": status,
+        "reason": None if error is None else {"type": type(error).__name__, "message": str(error)},
+        "search_stopped": trial.stopped,
+        "account": None if trial.account is None else trial.account.to_dict(),
+        "curves": trial.curves,
+    }
+
+
+def _failed(trial: _Trial, error: Exception) -> dict[str, Any]:
+    statuses: dict[type[Exception], Status] = {InapplicableError: "refused", CeilingExceededError: "over_ceiling"}
+    return _outcome(statuses.get(type(error), "failed"), error, trial)
+
+
+def rescore(record: Record, workspace: Workspace) -> Score:
+    """Score a kept network on test again. Raises CheckpointError if it was not kept, or is not the record's."""
+    from benchmarks.checkpoint import load_network
+
+    spec = record.trial_spec
+    configure_torch(workspace.threads, workspace.device)
+    state = load_network(workspace.network(record.id))
+    if network_digest(state) != record.result["network_digest"]:
+        raise CheckpointError(f"{workspace.network(record.id)}: not the network of record {record.id}")
+    device = torch.device(workspace.device)
+    data = load_dataset(spec.data, workspace.data)
+    model = build_model(spec.model, spec.data)
+    ledger = measure_ledger(spec.model, spec.data)
+    assert ledger[0].macs, CHANNELS
+    policy = None if record.result["policy"] is None else Policy.from_dict(record.result["policy"])
+    chosen = policy or {layer.name: LayerBits(8, 8) for layer in ledger if not layer.pinned}
+    convert(model, ledger, {name: [bits] for name, bits in chosen.items()}, quantizer_options(spec))
+    model.load_state_dict(state)
+    if policy is not None:
+        apply_policy(model, with_pins(ledger, policy))
+    return evaluate(model.to(device), data.test, device)

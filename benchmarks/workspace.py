@@ -1,0 +1,63 @@
+"""Where a run keeps its files, and the locks that let several runs share them."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.record import Records
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One suite's folder in an output folder, and how trials run in it; nothing here changes a result.
+
+    out: the output folder. suite: the suite's name. data: folder of the dataset's files, if it has any.
+    checkpoint_seconds: how often a trial saves itself; 0 saves after every step.
+    """
+
+    out: Path
+    suite: str
+    data: Path | None = None
+    engine: str = "local"
+    threads: int = 1
+    device: str = "cpu"
+    checkpoint_seconds: float = 10.0
+
+    @property
+    def folder(self) -> Path:
+        return self.out / self.suite
+
+    @property
+    def records(self) -> Records:
+        return Records(self.folder / "records")
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report"
+
+    def checkpoint(self, key: str) -> Path:
+        return self.folder / "checkpoints" / f"{key}.pt"
+
+    def network(self, trial_id: str) -> Path:
+        return self.folder / "networks" / f"{trial_id}.pt"
+
+    def start(self, key: str) -> Path:
+        """A float start; suites in one output folder share them."""
+        return self.out / "float" / f"{key}.pt"
+
+    @contextmanager
+    def lock(self, name: str, *, wait: bool) -> Iterator[bool]:
+        """Hold the lock `name`; yields whether it was had. The system frees it when the process ends, however it ends."""
+        path = self.out / "locks" / f"{name}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True

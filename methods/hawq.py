@@ -1,0 +1,177 @@
+"""HAWQ-style: Hessian trace x perturbation, then an exact integer programme.
+
+Dong et al., NeurIPS 2020 (HAWQ-v2, arXiv 1911.03852); Yao et al., ICML 2021 (HAWQ-v3, arXiv 2011.10680).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from methods.allocation import best_policy
+from methods.contract import Batch, MethodOptions, Phase, Problem, Searched
+from methods.quantization.grid import make_grid
+from methods.quantization.policy import LayerBits
+
+HESSIAN = Phase("hessian", augment=False, train_mode=False)
+MIN_SAMPLES = 10
+
+
+class HawqOptions(MethodOptions):
+    """error: `sum` or `mean` of the squared rounding error, where public implementations differ.
+
+    activation_traces: whether activations are weighed by their Hessian, as HAWQ-v2; off, only weights count.
+    tolerance: stop when every trace's standard error is below it, relative to the trace or the median trace.
+    """
+
+    error: Literal["sum", "mean"] = "sum"
+    activation_traces: bool = True
+    tolerance: float = Field(0.05, gt=0)
+
+
+class Hawq:
+    """Omega_l(b) = Tr(H_l)/n_l * ||Q_b(W_l) - W_l||^2, plus the same for inputs; least summed Omega under the ceiling.
+
+    Traces are Hutchinson's, of the float network's hard cross-entropy in eval mode, un-augmented, one fresh probe per
+    batch for all layers at once: at least 10 samples, at most what the share pays. Q_b takes the step of least squared
+    error. For inputs: mean over images of v_i' H_i v_i / n times mean over images of ||Q_b(a_i) - a_i||^2.
+    Negative traces count as 0 and are reported. Fine-tuning starts from the float weights.
+    """
+
+    version: ClassVar[int] = 1
+    searches: ClassVar[bool] = True
+    quantizes: ClassVar[bool] = True
+    min_steps: ClassVar[int] = MIN_SAMPLES
+    Options: ClassVar[type[MethodOptions]] = HawqOptions
+
+    def __init__(self, problem: Problem, options: HawqOptions) -> None:
+        from methods.quantization.modules import quant_layers
+        from methods.sensitivity import TraceEstimate
+
+        self.problem, self.options = problem, options
+        layers = quant_layers(problem.model)
+        self.layers = {name: layers[name] for name in problem.candidates}
+        self.sharing: dict[str, list[str]] = {}
+        for layer in problem.ledger:
+            if not layer.pinned:
+                self.sharing.setdefault(layer.tie or layer.name, []).append(layer.name)
+        self.weight_traces = {name: TraceEstimate() for name in self.layers}
+        self.input_traces = {names[0]: TraceEstimate() for names in self.sharing.values()}
+        self.input_steps: dict[str, dict[int, Any]] = {}
+        self.input_errors: dict[str, dict[int, float]] = {}
+        self.features: dict[str, int] = {}
+        self.images = 0
+        self.probe = problem.stream("search/probe")
+
+    def phase(self) -> Phase | None:
+        from methods.sensitivity import converged
+
+        estimates = [t for t in (*self.weight_traces.values(), *self.input_traces.values()) if t.samples]
+        enough = estimates and len(estimates[0].samples) >= MIN_SAMPLES and converged(estimates, self.options.tolerance)
+        return None if enough else HESSIAN
+
+    def step(self, batch: Batch, phase: Phase) -> Mapping[str, float]:
+        from methods.sensitivity import hessian_samples
+
+        weights = {name: layer.weight for name, layer in self.layers.items()}
+        readers = {name: self.layers[name] for name in self.input_traces} if self.options.activation_traces else {}
+        totals_w, totals_a = dict.fromkeys(weights, 0.0), dict.fromkeys(readers, 0.0)
+        for micro in batch:
+            of_weights, of_inputs, inputs = hessian_samples(self.problem.model, readers, micro, weights, self.probe)
+            totals_w = {name: total + of_weights[name] / len(batch) for name, total in totals_w.items()}
+            totals_a = {name: total + of_inputs[name] / len(batch) for name, total in totals_a.items()}
+            self._perturb(inputs, len(micro.labels))
+        for name, sample in totals_w.items():
+            self.weight_traces[name].samples.append(sample)
+        for name, sample in totals_a.items():
+            self.input_traces[name].samples.append(sample)
+        return {"mean_weight_trace": sum(totals_w.values()) / len(totals_w)}
+
+    def _perturb(self, inputs: Mapping[str, Any], images: int) -> None:
+        """Add the rounding error of these inputs at every candidate width; steps come from the first batch."""
+        from methods.sensitivity import least_squares_step, squared_error
+
+        for name, value in inputs.items():
+            grids = self.layers[name].input_quantizer.grids
+            if name not in self.input_steps:
+                self.input_steps[name] = {b: least_squares_step(value, g, per_channel=False) for b, g in grids.items()}
+                self.input_errors[name] = dict.fromkeys(grids, 0.0)
+                self.features[name] = value[0].numel()
+            for bits, grid in grids.items():
+                self.input_errors[name][bits] += squared_error(value, self.input_steps[name][bits], grid)
+        self.images += images
+
+    def result(self) -> Searched:
+        weight_errors = self._weight_errors()
+        reader = {name: names[0] for names in self.sharing.values() for name in names}
+        sharers = {name: len(names) for names in self.sharing.values() for name in names}
+
+        def omega(name: str, bits: LayerBits) -> float:
+            weight = self.weight_traces[name].clamped * weight_errors[name][bits.weight]
+            if not self.options.activation_traces:
+                return weight
+            source = reader[name]  # a shared input's term is split between the layers that share it
+            error = self.input_errors[source][bits.activation] / self.images / self._size(source, of_input=True)
+            return weight + self.input_traces[source].clamped * error / sharers[name]
+
+        policy = best_policy(self.problem.ledger, self.problem.candidates, self.problem.ceiling, omega)
+        objective = sum(omega(name, bits) for name, bits in policy.items())
+        return Searched(policy, report={"objective": objective, **self._report()})
+
+    def _weight_errors(self) -> dict[str, dict[int, float]]:
+        from methods.sensitivity import least_squares_step, squared_error
+
+        errors: dict[str, dict[int, float]] = {}
+        for name, layer in self.layers.items():
+            weight, errors[name] = layer.weight.detach(), {}
+            for bits in layer.weight_quantizer.widths:
+                grid = make_grid("signed", bits)
+                step = least_squares_step(weight, grid, per_channel=True)
+                errors[name][bits] = squared_error(weight, step, grid) / self._size(name, of_input=False)
+        return errors
+
+    def _size(self, name: str, *, of_input: bool) -> float:
+        """What the `mean` variant divides errors by: elements of the weight, or of one image's input."""
+        if self.options.error == "sum":
+            return 1.0
+        layer = self.layers[name]
+        return float(self.features[name] if of_input else layer.weight.numel())
+
+    def _report(self) -> dict[str, Any]:
+        def rows(traces: Mapping[str, Any]) -> dict[str, Any]:
+            return {n: {"mean": t.mean, "standard_error": t.standard_error} for n, t in traces.items() if t.samples}
+
+        return {
+            "variant": self.options.model_dump(mode="json"),
+            "samples": len(next(iter(self.weight_traces.values())).samples),
+            "weight_traces": rows(self.weight_traces),
+            "input_traces": rows(self.input_traces),
+            "negative_traces": [
+                f"{kind} of {name}"
+                for kind, traces in (("weight", self.weight_traces), ("input", self.input_traces))
+                for name, trace in traces.items()
+                if trace.samples and trace.mean < 0
+            ],
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "weight_traces": {name: list(t.samples) for name, t in self.weight_traces.items()},
+            "input_traces": {name: list(t.samples) for name, t in self.input_traces.items()},
+            "input_steps": self.input_steps,
+            "input_errors": self.input_errors,
+            "features": self.features,
+            "images": self.images,
+            "probe": self.probe.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, samples in state["weight_traces"].items():
+            self.weight_traces[name].samples = list(samples)
+        for name, samples in state["input_traces"].items():
+            self.input_traces[name].samples = list(samples)
+        self.input_steps, self.input_errors = state["input_steps"], state["input_errors"]
+        self.features, self.images = state["features"], state["images"]
+        self.probe.set_state(state["probe"])

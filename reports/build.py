@@ -1,0 +1,71 @@
+"""Builds the whole report of a suite from its plan and records."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from benchmarks.record import write_atomic
+from benchmarks.suite import Plan
+from reports import document, page, tables
+from reports.comparison import Comparison, RecordSource, gather
+from reports.ledgers import cell_rows, trial_rows
+from reports.summary import Summary, summarise
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written, the page last, and what is worth a warning."""
+
+    paths: tuple[Path, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def page(self) -> Path:
+        return self.paths[-1]
+
+
+def build_report(plan: Plan, records: RecordSource, out: Path) -> Report:
+    """Write the report of a plan into `out`, each file whole or not at all; missing trials are shown as missing.
+
+    Files: suite.yaml (the suite as resolved), table.csv (a row per trial), summary.csv (a row per cell), table.tex,
+    pareto.pdf, pareto.png, bits.png, report.md, index.html. The same plan and records give the same bytes. Raises
+    ComparisonError where records of several protocols or data sets would stand in one table.
+    """
+    comparison = gather(plan, records)
+    paths = []
+    for name, content in _files(comparison, summarise(comparison)):
+        path = out / name
+        write_atomic(path, lambda file, content=content: file.write(content))  # type: ignore[misc]
+        paths.append(path)
+    return Report(tuple(paths), comparison.warnings)
+
+
+def _files(comparison: Comparison, summaries: tuple[Summary, ...]) -> Iterator[tuple[str, bytes]]:
+    suite = comparison.plan.suite.model_dump(mode="json")
+    yield "suite.yaml", yaml.safe_dump(suite, sort_keys=False, allow_unicode=True).encode()
+    for name, rows in (("table.csv", trial_rows(comparison)), ("summary.csv", cell_rows(summaries))):
+        yield name, tables.write_csv(list(rows[0]) if rows else [], rows).encode()
+    yield "table.tex", tables.latex(tables.summary_tables(comparison, summaries), tables.READING).encode()
+    pictures, caption = _pictures(comparison, summaries)
+    yield from pictures.items()
+    yield "report.md", document.write(comparison, summaries, caption).encode()
+    yield "index.html", page.render(comparison, summaries, pictures["pareto.png"], caption).encode()
+
+
+def _pictures(comparison: Comparison, summaries: tuple[Summary, ...]) -> tuple[dict[str, bytes], str]:
+    """The figures by file name, and the Pareto figure's caption. Matplotlib is imported here, when it is needed."""
+    from reports.bits_figure import bits_figure
+    from reports.figures import caption_parts, pareto_figure, save
+
+    pareto, bits = pareto_figure(comparison, summaries), bits_figure(comparison)
+    pictures = {}
+    for name, figure, dpi in (("pareto.pdf", pareto, 180), ("pareto.png", pareto, 180), ("bits.png", bits, 110)):
+        file = io.BytesIO()
+        save(figure, file, name.rpartition(".")[2], dpi)
+        pictures[name] = file.getvalue()
+    return pictures, " ".join(caption_parts(summaries))

@@ -1,0 +1,81 @@
+"""The report as Markdown: the page's content, for reading in a terminal or a repository."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from reports.comparison import Comparison
+from reports.page import CONVENTION_WORDS, STAYS_FLOAT, absent, account_table, audit_line, bops_table, standing
+from reports.provenance import commits_of, environments
+from reports.summary import Summary
+from reports.tables import READING, Row, Table, escape_markdown, markdown, summary_tables
+
+
+def write(comparison: Comparison, summaries: Sequence[Summary], caption: str) -> str:
+    """report.md; its pictures are the files beside it."""
+    return "\n".join(
+        [
+            *_head(comparison, summaries),
+            *_results(comparison, summaries, caption),
+            *_absent(comparison),
+            *_list("Warnings", comparison.warnings),
+            "## Bits per layer\n\n![Bits per layer](bits.png)\n",
+            escape_markdown(audit_line(comparison)) + "\n",
+            "## Compute account\n",
+            _filled(account_table(comparison), "No trial has left an account yet."),
+            "## Bit-operations\n",
+            *(f"- `{name}`: {words}" for name, words in CONVENTION_WORDS.items()),
+            "",
+            _filled(bops_table(summaries), "No policy has been counted yet."),
+            f"What stays float and is in no count: {', '.join(STAYS_FLOAT)}.\n",
+            *_environment(comparison),
+            *_reproduce(comparison),
+        ]
+    )
+
+
+def _head(comparison: Comparison, summaries: Sequence[Summary]) -> list[str]:
+    suite = comparison.plan.suite
+    ok = sum(outcome.ok for outcome in comparison.outcomes)
+    return [
+        f"# {escape_markdown(suite.suite)}\n",
+        f"{escape_markdown(suite.description)}\n" if suite.description else "",
+        f"{ok} of {len(comparison.outcomes)} trials ok. {standing(comparison, summaries)}\n",
+    ]
+
+
+def _results(comparison: Comparison, summaries: Sequence[Summary], caption: str) -> list[str]:
+    lines = ["## Results\n", f"![Bit-operations against test accuracy](pareto.png)\n\n{caption}\n"]
+    for model, table in summary_tables(comparison, summaries).items():
+        lines += [f"### {escape_markdown(model)}\n", markdown(table)]
+    return [*lines, f"{READING}\n"]
+
+
+def _absent(comparison: Comparison) -> list[str]:
+    rows = tuple(Row((label, state, reason)) for label, state, reason, _ in absent(comparison))
+    table = Table(("Trial", "State", "Reason"), rows)
+    return ["## Missing, failed and refused\n", markdown(table)] if rows else []
+
+
+def _list(title: str, items: Iterable[str]) -> list[str]:
+    lines = [f"- {escape_markdown(item)}" for item in items]
+    return [f"## {title}\n", *lines, ""] if lines else []
+
+
+def _filled(table: Table, empty: str) -> str:
+    return markdown(table) if table.rows else f"{empty}\n"
+
+
+def _environment(comparison: Comparison) -> list[str]:
+    found = environments(outcome.record for outcome in comparison.outcomes if outcome.record)
+    lines = []
+    for key, values in found:
+        texts = [f"{value} ({number} records)" if len(values) > 1 else value for value, number in values]
+        lines.append(f"{key}: {'; '.join(texts)}")
+    return _list("Environment", lines)
+
+
+def _reproduce(comparison: Comparison) -> list[str]:
+    commits = commits_of(outcome.record for outcome in comparison.outcomes if outcome.record)
+    checkout = [f"git checkout {commits[0]}"] if len(commits) == 1 else []
+    return ["## How to reproduce\n", "```", *checkout, "python runner.py --suite suite.yaml", "```\n"]

@@ -1,0 +1,207 @@
+"""The report as one self-contained page: figures embedded, nothing fetched, every name escaped."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from benchmarks.suite import PROTOCOL
+from methods.quantization.cost import CONVENTIONS
+from reports import display
+from reports.account import account_of
+from reports.comparison import STATE_WORDS, Comparison, Outcome
+from reports.provenance import commits_of, environments
+from reports.strips import COLOURS, strips_of
+from reports.summary import ENOUGH_SEEDS, Summary, comparisons_called
+from reports.tables import READING, Row, Table, summary_tables
+
+STAYS_FLOAT = (
+    "residual additions",
+    "squeeze-and-excitation multiplications",
+    "pooling",
+    "batch normalization",
+    "activation functions",
+)
+
+CONVENTION_WORDS = {
+    "edges8": "every layer at the bits it runs with, first and last at 8×8: ceilings and rankings use this one",
+    "inner": "first and last layer left out",
+    "edges4": "first and last layer counted at 4×4 although they run at 8×8",
+    "edges32": "first and last layer counted as float, 32×32",
+}
+
+STRIPS_OPEN = 24
+"""Up to so many strips of one network are shown unfolded."""
+
+LONGEST_REPORT = 4000
+"""Characters of a method's own report that the page shows; the record holds all."""
+
+
+def render(comparison: Comparison, summaries: Sequence[Summary], figure: bytes, caption: str) -> str:
+    """The page. `figure` is a PNG, `caption` says what its bars are."""
+    folder = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template("page.html.j2")
+    return template.render(
+        _context(comparison, summaries),
+        css=(folder / "page.css").read_text(encoding="utf-8"),
+        figure=base64.b64encode(figure).decode(),
+        caption=caption,
+    )
+
+
+def _context(comparison: Comparison, summaries: Sequence[Summary]) -> dict[str, Any]:
+    records = [outcome.record for outcome in comparison.outcomes if outcome.record]
+    suite = comparison.plan.suite
+    return {
+        "suite": suite,
+        "protocol": PROTOCOL,
+        "counts": _counts(comparison),
+        "standing": standing(comparison, summaries),
+        "reading": READING,
+        "tables": summary_tables(comparison, summaries),
+        "absent": absent(comparison),
+        "warnings": comparison.warnings,
+        "strips": {model: strips_of(comparison, model) for model in comparison.models},
+        "strips_open": STRIPS_OPEN,
+        "colours": COLOURS,
+        "accounts": account_table(comparison),
+        "bops": bops_table(summaries),
+        "conventions": {name: CONVENTION_WORDS.get(name, "") for name in CONVENTIONS},
+        "stays_float": STAYS_FLOAT,
+        "audit": audit_line(comparison),
+        "environments": environments(records),
+        "commits": commits_of(records),
+        "searches": _searches(comparison),
+        "resolved": json.dumps(suite.model_dump(mode="json"), indent=1, ensure_ascii=False),
+    }
+
+
+def _counts(comparison: Comparison) -> list[tuple[str, int]]:
+    states = [outcome.state for outcome in comparison.outcomes]
+    return [(words, states.count(state)) for state, words in STATE_WORDS.items() if state in states]
+
+
+def standing(comparison: Comparison, summaries: Sequence[Summary]) -> str:
+    """One sentence on what this table can bear."""
+    most = max((len(summary.cell.accuracies) for summary in summaries), default=0)
+    if most == 0:
+        return "There are no results yet."
+    if most == 1:
+        return "One seed per cell: no ranking. Differences between rows may be nothing but chance."
+    if most < ENOUGH_SEEDS:
+        return f"Fewer than {ENOUGH_SEEDS} seeds per cell: nothing here is called a difference."
+    tests = comparisons_called(tuple(summaries))
+    return (
+        f"{display.count(tests, 'paired difference')} to uniform LSQ held against zero at 95 %, one by one and not "
+        f"corrected for their number: about {tests * 0.05:.1f} would be called a difference if there were none."
+    )
+
+
+def absent(comparison: Comparison) -> list[tuple[str, str, str, str]]:
+    """Trial, state, reason and traceback of everything that is not ok."""
+    return [
+        (outcome.trial.label, STATE_WORDS[outcome.state], outcome.reason, _traceback(outcome))
+        for outcome in comparison.outcomes
+        if not outcome.ok
+    ]
+
+
+def _traceback(outcome: Outcome) -> str:
+    reason = outcome.result.get("reason")
+    return str(reason.get("traceback") or "") if isinstance(reason, Mapping) else ""
+
+
+ACCOUNT_HEADER = (
+    "Trial",
+    "Granted, epochs",
+    "Search, epochs",
+    "Fine-tuning, epochs",
+    "Spent, epochs",
+    "Spent, MACs",
+    "By phase",
+    "Shown, not charged",
+    "Search, time",
+    "Fine-tuning, time",
+    "In all, time",
+    "Peak memory",
+)
+
+
+def account_table(comparison: Comparison) -> Table:
+    """Per trial: compute granted and spent by phase in recipe epochs and MACs; seconds and memory beside."""
+    rows = [row for outcome in comparison.outcomes if (row := _account_row(outcome))]
+    words = {"Trial", "By phase", "Shown, not charged"}
+    return Table(ACCOUNT_HEADER, tuple(map(Row, rows)), frozenset(ACCOUNT_HEADER) - words)
+
+
+def _account_row(outcome: Outcome) -> tuple[str, ...] | None:
+    account = account_of(outcome)
+    if account is None:
+        return None
+    seconds = outcome.observed.get("seconds") or {}
+    phases = [f"{entry.name}: {entry.steps} steps, {display.scaled(entry.macs, 'MACs')}" for entry in account.phases]
+    shown = [f"{entry.name} {display.scaled(entry.macs, 'MACs')}" for entry in account.shown]
+    stopped = " · search stopped" if outcome.search_stopped else ""
+    return (
+        outcome.trial.label + stopped,
+        display.epochs(account.granted_epochs),
+        display.epochs(account.epochs_of("search")),
+        display.epochs(account.epochs_of("finetune")),
+        display.epochs(account.spent_epochs),
+        display.scaled(account.spent_macs, "MACs"),
+        "; ".join(phases),
+        ", ".join(shown),
+        *(display.duration(seconds.get(part)) for part in ("search", "finetune", "total")),
+        display.size(outcome.observed.get("peak_memory_bytes")),
+    )
+
+
+def bops_table(summaries: Sequence[Summary]) -> Table:
+    """Per cell: means of the BOPs under every convention, the ceiling and the weight bytes."""
+    header = ("Network", "Ceiling", "Method", "Ceiling, GBOPs", *(f"{name}, GBOPs" for name in CONVENTIONS), "Weights")
+    quantized = [summary.cell for summary in summaries if summary.cell.ok and not summary.cell.is_float]
+    rows = tuple(
+        (
+            cell.model,
+            cell.ceiling,
+            cell.row,
+            display.gbops(cell.outcomes[0].trial.spec.ceiling_bops),
+            *(display.gbops(cell.mean(lambda o, name=name: o.cost["bops"].get(name))) for name in CONVENTIONS),  # type: ignore[misc]
+            display.size(cell.mean(lambda o: o.cost.get("weight_bytes"))),
+        )
+        for cell in quantized
+    )
+    return Table(header, tuple(map(Row, rows)), frozenset(header[3:]))
+
+
+def audit_line(comparison: Comparison) -> str:
+    """What the audits found: every tensor's codes against the bits promised for it."""
+    audits = [row for outcome in comparison.outcomes if outcome.ok for row in outcome.result.get("audit") or ()]
+    if not audits:
+        return "No audit of codes is recorded."
+    wide = sum(row["levels"] > 2 ** row["bits"] for row in audits)
+    found = f"{wide} hold more codes than their bits allow" if wide else "none holds more codes than its bits allow"
+    return f"Codes of {len(audits):,} tensors were counted in the final networks; {found}."
+
+
+def _searches(comparison: Comparison) -> list[tuple[str, str]]:
+    """What each method says of its own search."""
+    found = []
+    for outcome in comparison.outcomes:
+        if outcome.result.get("search"):
+            text = json.dumps(outcome.result["search"], indent=1, ensure_ascii=False)
+            cut = f"\n… {len(text) - LONGEST_REPORT:,} more characters in the record"
+            found.append((outcome.trial.label, text if len(text) <= LONGEST_REPORT else text[:LONGEST_REPORT] + cut))
+    return found

@@ -1,0 +1,45 @@
+"""The front of non-dominated points: least bit-operations, most accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, order=True)
+class Point:
+    """One result: BOPs (less is better), test accuracy (more is better), and whose it is."""
+
+    bops: float
+    accuracy: float
+    name: str = ""
+
+    def dominates(self, other: Point) -> bool:
+        """No worse in both and better in one. Equal points do not dominate each other.
+
+        >>> Point(4, 0.9).dominates(Point(5, 0.9)), Point(4, 0.9).dominates(Point(4, 0.9))
+        (True, False)
+        """
+        no_worse = self.bops <= other.bops and self.accuracy >= other.accuracy
+        return no_worse and (self.bops < other.bops or self.accuracy > other.accuracy)
+
+
+def front(points: Iterable[Point]) -> list[Point]:
+    """The points that no other dominates, cheapest first; all of a tie are kept.
+
+    Raises ValueError for a point that is not finite: NaN compares false and would sit on every front.
+
+    >>> [point.name for point in front([Point(1, 0.5, "a"), Point(1, 0.5, "b"), Point(2, 0.4, "c")])]
+    ['a', 'b']
+    """
+    ordered = sorted(points, key=lambda point: (point.bops, -point.accuracy, point.name))
+    for point in ordered:
+        if not (math.isfinite(point.bops) and math.isfinite(point.accuracy)):
+            raise ValueError(f"a front needs finite points, got {point}")
+    kept: list[Point] = []
+    for point in ordered:
+        last = kept[-1] if kept else None
+        if last is None or point.accuracy > last.accuracy or (point.bops, point.accuracy) == (last.bops, last.accuracy):
+            kept.append(point)
+    return kept

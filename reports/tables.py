@@ -1,0 +1,196 @@
+"""The summary as Markdown, LaTeX and CSV. Names are escaped: a row may be called `<b>` or `a|b`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reports.comparison import Comparison
+from reports.display import NOTHING, gbops, interval, paired, percent
+from reports.statistics import mean_interval, sampling_error
+from reports.summary import Summary
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table. strong: the column to set in bold, where a difference may be called."""
+
+    cells: tuple[str, ...]
+    strong: int | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text. numeric: names of the columns that are set flush right."""
+
+    header: tuple[str, ...]
+    rows: tuple[Row, ...]
+    numeric: frozenset[str] = frozenset()
+
+    def without(self, dropped: Iterable[str]) -> Table:
+        """The table without the columns of these names."""
+        kept = [index for index, name in enumerate(self.header) if name not in set(dropped)]
+        rows = tuple(
+            Row(tuple(row.cells[index] for index in kept), kept.index(row.strong) if row.strong in kept else None)
+            for row in self.rows
+        )
+        return Table(tuple(self.header[index] for index in kept), rows, self.numeric)
+
+    def empty_columns(self) -> set[str]:
+        columns = zip(*(row.cells for row in self.rows), strict=True)
+        return {name for name, column in zip(self.header, columns, strict=False) if set(column) <= {"", NOTHING}}
+
+
+HEADER = (
+    "Ceiling",
+    "Method",
+    "n",
+    "GBOPs",
+    "Test accuracy, %",
+    "Δ uniform LSQ, points",
+    "Δ float control, points",
+    "Verdict",
+    "Notes",
+)
+NUMERIC = frozenset(("n", "GBOPs", "Test accuracy, %", "Δ uniform LSQ, points", "Δ float control, points"))
+_DELTA = HEADER.index("Δ uniform LSQ, points")
+
+READING = (
+    "Test accuracy of one seed is followed by ± one standard error from drawing the test images (Wilson, z = 1); "
+    "of several seeds, by the 95 % t-interval of the mean over seeds, which holds no test-sampling error. "
+    "Δ are means of differences paired by seed with their 95 % t-interval; nothing is called a difference below three "
+    "pairs. n counts seeds; where not every trial is ok it says how many are."
+)
+
+
+def summary_tables(comparison: Comparison, summaries: Iterable[Summary]) -> dict[str, Table]:
+    """Network -> float start, float control, then ceiling by ceiling; columns that no network fills are left out."""
+    tables = {}
+    for model in comparison.models:
+        own = [_row(summary) for summary in summaries if summary.cell.model == model]
+        tables[model] = Table(HEADER, (*_start_row(comparison, model), *own), NUMERIC)
+    empty = set(HEADER).intersection(*(table.empty_columns() for table in tables.values()))
+    return {model: table.without(empty) for model, table in tables.items()}
+
+
+def _row(summary: Summary) -> Row:
+    role = "float control" if summary.cell.row == "float" else f"{summary.cell.row} (float control)"
+    cells = (
+        summary.cell.ceiling,
+        role if summary.cell.is_float else summary.cell.row,
+        summary.counted,
+        gbops(summary.bops),
+        accuracy_text(summary),
+        paired(summary.to_uniform),
+        paired(summary.to_float),
+        summary.verdict.text,
+        "; ".join(summary.notes),
+    )
+    return Row(cells, _DELTA if summary.verdict.call else None)
+
+
+def accuracy_text(summary: Summary) -> str:
+    """`97.22 ± 0.87` for one seed, `97.22 [96.10, 98.34]` for several."""
+    if summary.accuracy is None or summary.sampling_error is None:
+        return NOTHING
+    if summary.accuracy.interval is None:
+        return f"{percent(summary.accuracy.value)} ± {percent(summary.sampling_error)}"
+    return percent(summary.accuracy.value) + interval(summary.accuracy.interval)
+
+
+def _start_row(comparison: Comparison, model: str) -> list[Row]:
+    """The pretrained float network as it is, before any fine-tuning."""
+    starts = list(comparison.start_accuracies(model).values())
+    if not starts:
+        return []
+    mean = mean_interval(starts)
+    seeds = f"{mean.n} seed{'s' if mean.n > 1 else ''}"
+    images = next(int(o.metrics["test_images"]) for o in comparison.outcomes if o.ok and o.trial.model == model)
+    spread = interval(mean.interval) if mean.interval else f" ± {percent(sampling_error(mean.value, images))}"
+    cells = ("float", "float start", seeds, NOTHING, percent(mean.value) + spread, NOTHING, NOTHING, "reference", "")
+    return [Row(cells)]
+
+
+def markdown(table: Table) -> str:
+    lines = ["| " + " | ".join(map(escape_markdown, table.header)) + " |"]
+    lines.append("|" + "|".join(" ---: " if name in table.numeric else " --- " for name in table.header) + "|")
+    for row in table.rows:
+        cells = [escape_markdown(cell) for cell in row.cells]
+        if row.strong is not None:
+            cells[row.strong] = f"**{cells[row.strong]}**"
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def latex(tables: Mapping[str, Table], caption: str) -> str:
+    """One booktabs table, a block of rows per network. Needs the packages booktabs and graphicx."""
+    shown = {model: table.without(["Notes"]) for model, table in tables.items()}
+    header = next(iter(shown.values())).header if shown else HEADER
+    columns = "".join("r" if name in NUMERIC else "l" for name in header)
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape_latex(caption)}}}", r"\resizebox{\linewidth}{!}{%"]
+    lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(map(escape_latex, header)) + r" \\"]
+    for model, table in shown.items():
+        lines += [r"\midrule", rf"\multicolumn{{{len(header)}}}{{l}}{{\emph{{{escape_latex(model)}}}}} \\"]
+        lines += [" & ".join(_latex_cell(row, index) for index in range(len(header))) + r" \\" for row in table.rows]
+    lines += [r"\bottomrule", r"\end{tabular}}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_cell(row: Row, index: int) -> str:
+    text = escape_latex(row.cells[index])
+    return rf"\textbf{{{text}}}" if index == row.strong else text
+
+
+def write_csv(header: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Numbers as they are, None as an empty field, text safe to open in a spreadsheet."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, header, lineterminator="\n", extrasaction="raise")
+    writer.writeheader()
+    writer.writerows({key: _field(value) for key, value in row.items()} for row in rows)
+    return file.getvalue()
+
+
+def _field(value: Any) -> Any:
+    """Text that a spreadsheet would run as a formula gets a quote before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def escape_markdown(text: str) -> str:
+    r"""Text that Markdown shows as it is, on one line.
+
+    >>> escape_markdown("<b>|*a*")
+    '&lt;b&gt;\\|\\*a\\*'
+    """
+    flat = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]#|!~$])", r"\\\1", flat).replace("://", ":&#47;/")
+
+
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "[": "{[}",
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "×": r"$\times$",
+    "Δ": r"$\Delta$",
+    "·": r"\textperiodcentered{}",
+    "–": "--",
+}
+
+
+def escape_latex(text: str) -> str:
+    r"""Text that LaTeX sets as it is; a bracket cannot follow a line break unprotected.
+
+    >>> escape_latex("100 %_x")
+    '100 \\%\\_x'
+    """
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))

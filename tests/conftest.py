@@ -1,0 +1,16 @@
+"""What every test runs under: hypothesis profiles and one thread."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from hypothesis import settings
+
+# `ci`: the same examples on every run, so that a red build is a change of the code. No deadline: the first call of a
+# kernel may take a hundred times as long as the second. `explore`: new examples each time, for an evening's hunt.
+settings.register_profile("ci", derandomize=True, deadline=None, database=None, max_examples=50, print_blob=True)
+settings.register_profile("explore", deadline=None, max_examples=2000, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+torch.set_num_threads(1)  # sums keep their order, and the tests their speed beside other work
