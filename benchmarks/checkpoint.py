@@ -40,7 +40,9 @@ def load_checkpoint(path: Path, trial_id: str) -> dict[str, Any] | None:
     data = path.read_bytes()
     body = data[_DIGEST_BYTES:]
     if hashlib.sha256(body).digest() != data[:_DIGEST_BYTES]:
-        raise CheckpointError(f"{path}: truncated or altered; delete it and run again, the trial starts from its beginning")
+        raise CheckpointError(
+            f"{path}: truncated or altered; delete it and run again, the trial starts from its beginning"
+        )
     saved = torch.load(io.BytesIO(body), weights_only=True)
     if saved["schema"] != SCHEMA or saved["trial"] != trial_id:
         raise CheckpointError(

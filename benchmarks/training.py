@@ -53,7 +53,9 @@ class Progress:
     row: Mapping[str, Any]
 
 
-def make_optimizer(spec: OptimizerSpec, model: nn.Module, params: Iterable[nn.Parameter], step_scale: float) -> Optimizer:
+def make_optimizer(
+    spec: OptimizerSpec, model: nn.Module, params: Iterable[nn.Parameter], step_scale: float
+) -> Optimizer:
     """The recipe's optimizer over `params` of `model`.
 
     Weight decay falls on weights of two and more dimensions, hence never on quantizer steps, batch norm or biases;

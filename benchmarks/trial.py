@@ -23,8 +23,9 @@ from torch import nn
 from benchmarks.audit import audit_codes
 from benchmarks.checkpoint import CheckpointError, Saver, load_checkpoint, network_digest, save_checkpoint, save_network
 from benchmarks.compute import Account
-from benchmarks.data import DataError, Dataset, load_dataset
-from benchmarks.data.stream import Stream, stream_seed
+from benchmarks.data import Dataset, load_dataset
+from benchmarks.data.folders import DataError
+from benchmarks.data.stream import stream_seed
 from benchmarks.environment import configure_torch, describe
 from benchmarks.evaluation import Score, evaluate, recalibrate_bn
 from benchmarks.models import CHANNELS, build_model, measure_ledger
@@ -89,8 +90,8 @@ class _Trial:
         return stream_seed(self.spec.seed, f"draw-{self.spec.draw}") if self.spec.draw else self.spec.seed
 
 
-def run(spec: TrialSpec, workspace: Workspace) -> Iterator[Progress | Record]:
-    """Run one trial: progress while it lasts, then its record, which is already on disk.
+def run(spec: TrialSpec, workspace: Workspace) -> Generator[Progress, None, Record]:
+    """Run one trial: progress while it lasts; returns its record, which is then on disk.
 
     A method's own fault ends in a record (`failed`, `over_ceiling`, `refused`); INFRASTRUCTURE errors are raised.
     """
@@ -123,7 +124,7 @@ def run(spec: TrialSpec, workspace: Workspace) -> Iterator[Progress | Record]:
     record = Record(spec.id, spec.model_dump(mode="json"), result, observed)
     workspace.records.put(record)
     workspace.checkpoint(spec.id).unlink(missing_ok=True)
-    yield record
+    return record
 
 
 def _problem(trial: _Trial, candidates: Candidates) -> Problem:
@@ -165,7 +166,9 @@ def _open_account(trial: _Trial, problem: Problem) -> Account:
     per_image = problem.price_per_image(WeightTraining.PHASE)
     quantization_off(problem.model)
     epoch_images = _epoch_steps(trial) * spec.recipe.batch_size
-    return Account(round(spec.compute.epochs * epoch_images) * per_image, epoch_images * per_image, spec.compute.search_share)
+    return Account(
+        round(spec.compute.epochs * epoch_images) * per_image, epoch_images * per_image, spec.compute.search_share
+    )
 
 
 def _epoch_steps(trial: _Trial) -> int:

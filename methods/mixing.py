@@ -53,7 +53,9 @@ class WidthLogits:
     def relative_bops(self, *, hard: bool = False) -> Tensor:
         """Expected BOPs of the whole network over the ceiling, shape (), differentiable in the logits."""
         searched = sum(
-            layer.macs * self._expected(self.layers[layer.name].weight_quantizer, hard) * self._expected_input(layer.name, hard)
+            layer.macs
+            * self._expected(self.layers[layer.name].weight_quantizer, hard)
+            * self._expected_input(layer.name, hard)
             for layer in self.problem.ledger
             if not layer.pinned
         )

@@ -47,7 +47,11 @@ class TraceEstimate:
 
 
 def hessian_samples(
-    model: nn.Module, inputs_of: Mapping[str, nn.Module], batch: MicroBatch, weights: Mapping[str, Tensor], probe: torch.Generator
+    model: nn.Module,
+    inputs_of: Mapping[str, nn.Module],
+    batch: MicroBatch,
+    weights: Mapping[str, Tensor],
+    probe: torch.Generator,
 ) -> tuple[dict[str, float], dict[str, float], dict[str, Tensor]]:
     """One Hutchinson sample of every trace at once, from one shared-probe Hessian-vector product (Rademacher probe).
 

@@ -29,15 +29,14 @@ class UniformLSQ(FixedChoice):
         if not fitting:
             raise CeilingError(f"no uniform pair of widths fits the ceiling of {self.problem.ceiling} BOPs")
         best = max(fitting)[-1]
-        report = {"fitting": [{"weight_bits": p.weight, "activation_bits": p.activation, "bops": c} for c, _, p in fitting]}
+        report = {
+            "fitting": [{"weight_bits": p.weight, "activation_bits": p.activation, "bops": c} for c, _, p in fitting]
+        }
         return Searched(Policy(uniform_bits(ledger, *best)), report=report)
 
 
 def _pairs(problem: Problem) -> list[LayerBits]:
     weights = sorted({bits.weight for candidates in problem.candidates.values() for bits in candidates})
     return [
-        LayerBits(w, a)
-        for w in weights
-        for a in _ACTIVATION_BITS
-        if len(weights) == 1 or abs(w - a) <= _MAX_DISTANCE
+        LayerBits(w, a) for w in weights for a in _ACTIVATION_BITS if len(weights) == 1 or abs(w - a) <= _MAX_DISTANCE
     ]

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from benchmarks.suite import DataSpec
 
-DATA_VARIABLE = "MPBENCH_DATA"
-"""Environment variable that names the folder with one folder per dataset."""
-
-
-class DataError(Exception):
-    """Data that is missing, empty, in the wrong layout or unreadable; the message says where and what to do."""
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Split(Protocol):
@@ -73,30 +66,6 @@ def load_dataset(spec: DataSpec, folder: Path | None) -> Dataset:
     return load_imagefolder(spec, folder)
 
 
-def find_folder(dataset: str, given: Path | None) -> Path | None:
-    """The folder of a dataset's files: as given, or $MPBENCH_DATA/<dataset>, or ./data/<dataset>; None if it needs none.
-
-    Raises DataError naming the places that were looked at.
-    """
-    if dataset == "digits":
-        return None
-    if given is not None:
-        if not given.is_dir():
-            raise DataError(f"no data folder {given}; --data names the folder that holds train/ and val/")
-        return given
-    root = os.environ.get(DATA_VARIABLE)
-    places = [Path(root) / dataset] if root else []
-    places.append(Path("data") / dataset)
-    for place in places:
-        if place.is_dir():
-            return place
-    variable = f"${DATA_VARIABLE}/{dataset}" + ("" if root else f" ({DATA_VARIABLE} is not set)")
-    raise DataError(
-        f"no data for {dataset!r}: looked in {variable} and in {Path('data').resolve() / dataset}; "
-        "name the folder that holds train/ and val/ with --data"
-    )
-
-
 def permutation(seed: int, *key: int, count: int) -> NDArray[np.int64]:
     """The order of `count` images under a seed and a key, such as an epoch; alike on every platform."""
     order: NDArray[np.int64] = counted_generator(seed, *key).permutation(count)
@@ -107,7 +76,3 @@ def counted_generator(seed: int, *key: int) -> np.random.Generator:
     """A counter-based generator addressed by numbers, so that any epoch's draws can be had without the ones before."""
     sequence = np.random.SeedSequence(entropy=seed, spawn_key=tuple(key))
     return np.random.Generator(np.random.Philox(sequence))
-
-
-def label_counts(labels: Sequence[int] | NDArray[Any], classes: int) -> NDArray[np.int64]:
-    return np.bincount(np.asarray(labels), minlength=classes)

@@ -62,8 +62,6 @@ def load_digits_dataset(spec: DataSpec) -> Dataset:
     images = images.expand(-1, 3, -1, -1).contiguous()
     labels = torch.from_numpy(targets[order])
     ends = (0, TRAIN, TRAIN + VALIDATION, TRAIN + VALIDATION + TEST)
-    train, validation, test = (
-        DigitsSplit(images[a:b], labels[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)
-    )
+    train, validation, test = (DigitsSplit(images[a:b], labels[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True))
     digest = hashlib.sha256(pixels[order].tobytes() + targets[order].tobytes()).hexdigest()
     return Dataset(train, validation, test, digest)

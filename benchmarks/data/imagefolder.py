@@ -16,7 +16,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as T
 
-from benchmarks.data import DataError, Dataset, Split, Subset, permutation
+from benchmarks.data import Dataset, Split, Subset, permutation
+from benchmarks.data.folders import DataError, class_names
 from benchmarks.suite import DataSpec, SuiteError
 
 SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm"}
@@ -76,18 +77,6 @@ def _random_crop(pixels: Tensor, draws: NDArray[np.float64], size: int) -> Tenso
     return T.horizontal_flip(crop) if draws[4] < 0.5 else crop
 
 
-def class_names(folder: Path) -> list[str]:
-    """The class folders of DIR/train. Raises DataError for a wrong layout."""
-    train, val = folder / "train", folder / "val"
-    for part in (train, val):
-        if not part.is_dir():
-            raise DataError(f"{folder} is not in ImageNet's layout: no folder {part}; expected train/<class>/ and val/<class>/")
-    names = sorted(path.name for path in train.iterdir() if path.is_dir())
-    if len(names) < 2:
-        raise DataError(f"{train} has {len(names)} class folders, at least 2 are needed")
-    return names
-
-
 def load_imagefolder(spec: DataSpec, folder: Path) -> Dataset:
     """Raises DataError for missing, empty or differing class folders."""
     names = class_names(folder)
@@ -98,7 +87,9 @@ def load_imagefolder(spec: DataSpec, folder: Path) -> Dataset:
     order = permutation(_SPLIT_SEED, count=len(train))
     held_out = min(len(train) // 10, _MAX_VALIDATION)
     if held_out < 1:
-        raise DataError(f"{folder / 'train'} has {len(train)} images; at least 10 are needed to carve validation from it")
+        raise DataError(
+            f"{folder / 'train'} has {len(train)} images; at least 10 are needed to carve validation from it"
+        )
     validation: Split = Subset(train, np.sort(order[:held_out]))
     return Dataset(Subset(train, np.sort(order[held_out:])), validation, test, _digest(folder, train, test))
 

@@ -1,0 +1,62 @@
+"""Where a dataset's files are and whether they are laid out right; free of torch, so that planning is fast."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from benchmarks.suite import DataSpec
+
+DATA_VARIABLE = "MPBENCH_DATA"
+"""Environment variable that names the folder with one folder per dataset."""
+
+_WITHOUT_FILES = {"digits"}
+
+
+class DataError(Exception):
+    """Data that is missing, empty, in the wrong layout or unreadable; the message says where and what to do."""
+
+
+def find_folder(dataset: str, given: Path | None) -> Path | None:
+    """The folder of a dataset's files: as given, or $MPBENCH_DATA/<dataset>, or ./data/<dataset>; None if it needs none.
+
+    Raises DataError naming the places that were looked at.
+    """
+    if dataset in _WITHOUT_FILES:
+        return None
+    if given is not None:
+        if not given.is_dir():
+            raise DataError(f"no data folder {given}; --data names the folder that holds train/ and val/")
+        return given
+    root = os.environ.get(DATA_VARIABLE)
+    places = ([Path(root) / dataset] if root else []) + [Path("data") / dataset]
+    for place in places:
+        if place.is_dir():
+            return place
+    variable = f"${DATA_VARIABLE}/{dataset}" + ("" if root else f" ({DATA_VARIABLE} is not set)")
+    raise DataError(
+        f"no data for {dataset!r}: looked in {variable} and in {places[-1].resolve()}; "
+        "name the folder that holds train/ and val/ with --data"
+    )
+
+
+def class_names(folder: Path) -> list[str]:
+    """The class folders of DIR/train, sorted. Raises DataError unless DIR has train/<class>/ and val/<class>/."""
+    for part in (folder / "train", folder / "val"):
+        if not part.is_dir():
+            raise DataError(
+                f"{folder} is not in ImageNet's layout: no folder {part}; expected train/<class>/ and val/<class>/"
+            )
+        if not any(path.is_dir() for path in part.iterdir()):
+            raise DataError(f"{part} is empty: expected a folder of images per class, {part}/<class>/")
+    names = sorted(path.name for path in (folder / "train").iterdir() if path.is_dir())
+    if len(names) < 2:
+        raise DataError(f"{folder / 'train'} has {len(names)} class folder, at least 2 are needed")
+    return names
+
+
+def fit_classes(spec: DataSpec, folder: Path | None) -> DataSpec:
+    """The dataset with the number of classes that its folder has; datasets without files stay as they are."""
+    if folder is None:
+        return spec
+    return spec.model_copy(update={"classes": len(class_names(folder))})

@@ -1,0 +1,152 @@
+"""Engines run jobs: float starts and trials. Which engine runs a job changes nothing in its record."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from benchmarks.suite import Plan, StartSpec, TrialSpec
+from benchmarks.workspace import Workspace
+
+if TYPE_CHECKING:
+    from benchmarks.training import Progress
+
+_POLL_SECONDS = 0.5
+
+
+class EngineError(Exception):
+    """An engine that cannot be started or reached; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A float start or a trial. key: its lock, alike in every process."""
+
+    key: str
+    label: str
+    spec: TrialSpec | StartSpec
+
+    @property
+    def is_trial(self) -> bool:
+        return isinstance(self.spec, TrialSpec)
+
+    def done(self, workspace: Workspace) -> bool:
+        """Whether its result is on disk. Raises RecordError for a damaged record."""
+        if isinstance(self.spec, TrialSpec):
+            return workspace.records.get(self.key) is not None
+        return workspace.start(self.spec.key).exists()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"key": self.key, "label": self.label, "trial": self.is_trial, "spec": self.spec.model_dump(mode="json")}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Job:
+        kind = TrialSpec if data["trial"] else StartSpec
+        return cls(data["key"], data["label"], kind.model_validate(data["spec"]))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended. lost: by no fault of a method, and without a record; busy: another run has it."""
+
+    status: Literal["done", "busy", "lost"]
+    message: str = ""
+
+
+class Observer(Protocol):
+    """Sees what happens, on the driver, one call at a time."""
+
+    def progress(self, job: Job, progress: Sequence[Progress]) -> None: ...
+    def ended(self, job: Job, outcome: Outcome) -> None: ...
+
+
+class Engine(Protocol):
+    def run(self, jobs: Sequence[Job], workspace: Workspace, observer: Observer) -> None:
+        """Run every job once. Raises EngineError if nothing can be run."""
+
+
+def jobs_of(plan: Plan) -> list[Job]:
+    """Float starts before the trials that need them, long ones first, so that no core waits at the end."""
+    longest = {trial.spec.start.key: trial.work for trial in plan.trials}
+    starts = sorted(plan.starts, key=lambda start: -longest[start.key])
+    names = {start.key: f"{start.model.name} · float start · seed {start.seed}" for start in starts}
+    trials = sorted(plan.trials, key=lambda trial: -trial.work)
+    return [Job(f"start-{start.key}", names[start.key], start) for start in starts] + [
+        Job(trial.id, trial.label, trial.spec) for trial in trials
+    ]
+
+
+def execute(job: Job, workspace: Workspace) -> Iterator[Progress | Outcome]:
+    """Run one job under its lock: progress while it lasts, then its outcome. Runs in a worker."""
+    from benchmarks import trial
+    from benchmarks.data import load_dataset
+    from benchmarks.environment import configure_torch
+    from benchmarks.pretraining import float_start
+    from benchmarks.training import DivergedError
+
+    with workspace.lock(job.key, wait=False) as mine:
+        if not mine:
+            yield Outcome("busy")
+            return
+        if job.done(workspace):
+            yield Outcome("done")
+            return
+        try:
+            if isinstance(job.spec, TrialSpec):
+                yield from trial.run(job.spec, workspace)
+            else:
+                configure_torch(workspace.threads, workspace.device)
+                yield from float_start(job.spec, workspace, load_dataset(job.spec.data, workspace.data))
+        except (*trial.INFRASTRUCTURE, DivergedError) as error:
+            yield Outcome("lost", str(error) or traceback.format_exc())
+            return
+        yield Outcome("done")
+
+
+@dataclass
+class _Watch:
+    """Passes everything on, and remembers how jobs ended."""
+
+    observer: Observer
+    outcomes: dict[str, Outcome]
+
+    def progress(self, job: Job, progress: Sequence[Progress]) -> None:
+        self.observer.progress(job, progress)
+
+    def ended(self, job: Job, outcome: Outcome) -> None:
+        self.outcomes[job.key] = outcome
+        if outcome.status != "busy":
+            self.observer.ended(job, outcome)
+
+
+def run_jobs(engine: Engine, jobs: Iterable[Job], workspace: Workspace, observer: Observer) -> dict[str, str]:
+    """Run what has no result yet, sharing the work with other runs on the same folder; returns lost jobs' messages.
+
+    Jobs that another run holds are waited for, and taken over if that run ends without them.
+    """
+    lost: dict[str, str] = {}
+    pending = [job for job in jobs if not job.done(workspace)]
+    while pending:
+        outcomes: dict[str, Outcome] = {}
+        engine.run(pending, workspace, _Watch(observer, outcomes))
+        lost |= {key: outcome.message for key, outcome in outcomes.items() if outcome.status == "lost"}
+        waiting = [job for job in pending if job.key not in outcomes or outcomes[job.key].status == "busy"]
+        pending = list(_free(waiting, workspace, observer))
+    return lost
+
+
+def _free(jobs: list[Job], workspace: Workspace, observer: Observer) -> list[Job]:
+    """Wait until one of `jobs` can be run here or all have ended elsewhere; returns those still to run."""
+    while jobs:
+        for job in [job for job in jobs if job.done(workspace)]:
+            observer.ended(job, Outcome("done"))
+            jobs = [other for other in jobs if other is not job]
+        for job in jobs:
+            with workspace.lock(job.key, wait=False) as free:
+                if free and not job.done(workspace):
+                    return jobs
+        time.sleep(_POLL_SECONDS)
+    return jobs

@@ -1,0 +1,174 @@
+"""Mirrors suites to MLflow: one experiment per suite, one parent run, one nested run per trial. The only file that
+imports mlflow. A view: whatever goes wrong here costs a warning, never a trial."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.record import Record
+from benchmarks.suite import Suite, Trial
+
+if TYPE_CHECKING:
+    from benchmarks.training import Progress
+
+_TAG = "trial_id"
+_BATCH = 1000
+_MAX_PARAM = 500
+
+
+def default_uri(out: Path) -> str:
+    """$MLFLOW_TRACKING_URI, or an SQLite file in the output folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.resolve() / 'mlflow.db'}"
+
+
+@dataclass
+class Tracker:
+    """The one writer of a suite's runs. Runs are found again by their trial's id, and metrics are never logged twice."""
+
+    suite: Suite
+    out: Path
+    uri: str
+    warn: Callable[[str], None] = warnings.warn
+    _client: Any = None
+    _experiment: str = ""
+    _parent: str = ""
+    _runs: dict[str, str] = field(default_factory=dict)
+    _logged: dict[str, int] = field(default_factory=dict)
+    _broken: bool = False
+
+    def progress(self, trial: Trial, events: Sequence[Progress]) -> None:
+        """Log the curve as it grows."""
+        self._guarded(lambda: self._log_curve(trial, [(e.stage, e.step, e.row) for e in events]))
+
+    def finished(self, trial: Trial, record: Record) -> None:
+        """Log a trial's result, with record and policy as artifacts, and end its run."""
+        self._guarded(lambda: self._log_record(trial, record))
+
+    def close(self, artifacts: Iterable[Path] = ()) -> None:
+        """End the suite's run, with the report's files as artifacts."""
+
+        def end() -> None:
+            for path in artifacts:
+                self._client.log_artifact(self._parent, str(path), "report")
+            self._client.set_terminated(self._parent)
+
+        if self._client is not None:
+            self._guarded(end)
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        if self._broken:
+            return
+        try:
+            if self._client is None:
+                self._open()
+            action()
+        except Exception as error:  # noqa: BLE001 (a server may fail in any way; no trial may be lost for it)
+            self._broken = True
+            self.warn(f"MLflow at {self.uri} failed ({error}); trials go on, `mlflow-sync` rebuilds the view later")
+
+    def _open(self) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+        from mlflow import MlflowClient
+
+        self.out.mkdir(parents=True, exist_ok=True)
+        client = MlflowClient(self.uri)
+        name = f"mixed-precision/{self.suite.suite}"
+        found = client.get_experiment_by_name(name)
+        local = self.uri.startswith("sqlite:")
+        location = (self.out.resolve() / "mlartifacts").as_uri() if local else None
+        self._experiment = found.experiment_id if found else client.create_experiment(name, location)
+        tags = {"mlflow.runName": self.suite.suite, "mlflow.user": "benchmark", "suite": self.suite.suite}
+        runs = client.search_runs([self._experiment], f"tags.suite = '{self.suite.suite}'", max_results=1)
+        self._parent = runs[0].info.run_id if runs else client.create_run(self._experiment, tags=tags).info.run_id
+        client.update_run(self._parent, status="RUNNING")
+        self._client = client
+
+    def _run(self, trial: Trial) -> str:
+        if trial.id not in self._runs:
+            found = self._client.search_runs([self._experiment], f"tags.{_TAG} = '{trial.id}'", max_results=1)
+            if found:
+                self._runs[trial.id] = found[0].info.run_id
+                self._logged[trial.id] = int(found[0].data.metrics.get("steps_logged", 0))
+            else:
+                self._runs[trial.id] = self._create(trial)
+        return self._runs[trial.id]
+
+    def _create(self, trial: Trial) -> str:
+        from mlflow.entities import Param
+
+        tags = {
+            "mlflow.runName": trial.label,
+            "mlflow.parentRunId": self._parent,
+            "mlflow.user": "benchmark",
+            _TAG: trial.id,
+        }
+        run_id: str = self._client.create_run(self._experiment, tags=tags).info.run_id
+        params = {"row": trial.row, "model": trial.model, "ceiling": trial.ceiling, **_flat(trial.spec.model_dump())}
+        self._client.log_batch(run_id, params=[Param(k, str(v)[:_MAX_PARAM]) for k, v in params.items()])
+        return run_id
+
+    def _log_curve(self, trial: Trial, rows: Sequence[tuple[str, int, Any]]) -> None:
+        from mlflow.entities import Metric
+
+        run_id, now = self._run(trial), int(time.time() * 1000)
+        # Steps of the search and of fine-tuning count on: fine-tuning's stage starts after the search's last step.
+        fresh = [(stage, step, row) for stage, step, row in rows if _order(stage, step) > self._logged.get(trial.id, 0)]
+        metrics = [
+            Metric(f"{stage}/{name}", float(value), now, step)
+            for stage, step, row in fresh
+            for name, value in row.items()
+            if name != "step" and isinstance(value, int | float)
+        ]
+        if fresh:
+            self._logged[trial.id] = max(_order(stage, step) for stage, step, _ in fresh)
+            metrics.append(Metric("steps_logged", float(self._logged[trial.id]), now, 0))
+        for start in range(0, len(metrics), _BATCH):
+            self._client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+
+    def _log_record(self, trial: Trial, record: Record) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        curves = record.result.get("curves", {})
+        self._log_curve(trial, [(stage, row["step"], row) for stage, curve in curves.items() for row in curve])
+        run_id, now, result = self._run(trial), int(time.time() * 1000), record.result
+        numbers = {**result.get("metrics", {}), **_cost_metrics(result)}
+        self._client.log_batch(
+            run_id,
+            metrics=[Metric(name, float(value), now, 0) for name, value in numbers.items()],
+            tags=[RunTag("status", record.status), RunTag("commit", str(record.observed["environment"].get("commit")))],
+        )
+        self._client.log_text(run_id, record.to_json(), "record.json")
+        if result.get("policy"):
+            self._client.log_text(run_id, json.dumps(result["policy"], indent=1), "policy.json")
+        self._client.set_terminated(run_id, "FINISHED" if record.status == "ok" else "FAILED")
+
+
+def _order(stage: str, step: int) -> int:
+    return step + (10**9 if stage == "finetune" else 0)
+
+
+def _cost_metrics(result: dict[str, Any]) -> dict[str, float]:
+    cost, account = result.get("cost"), result.get("account")
+    numbers: dict[str, float] = {}
+    if cost:
+        numbers |= {f"bops_{name}": value for name, value in cost["bops"].items()}
+        numbers["weight_bytes"] = cost["weight_bytes"]
+    if account:
+        numbers["charged_macs"] = sum(phase["macs"] for phase in account["phases"])
+    return numbers
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as dotted keys."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {k: v for key, part in value.items() for k, v in _flat(part, f"{prefix}.{key}" if prefix else key).items()}

@@ -1,0 +1,468 @@
+"""Compare mixed-precision quantization methods: `python runner.py --suite quick`.
+
+Reads a suite, plans its trials, hands them to an engine, and reports. `python runner.py --help` lists the commands.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.data.folders import DataError, find_folder, fit_classes
+from benchmarks.engines import Engine, EngineError, Job, Outcome, jobs_of, run_jobs
+from benchmarks.record import Record, RecordError
+from benchmarks.suite import Plan, Suite, SuiteError, Trial, load_suite, plan, select, suite_names, unknown
+from benchmarks.workspace import Workspace
+from methods import UnknownMethodError, known_methods, load_method
+
+if TYPE_CHECKING:
+    from benchmarks.progress import View
+    from benchmarks.tracking import Tracker
+    from benchmarks.training import Progress
+
+app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False, help=__doc__)
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+FAILED, WRONG_USE = 1, 2
+
+SuiteOption = Annotated[str, typer.Option("--suite", help="A suite's name, or a YAML file.")]
+DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of the dataset's files (train/ and val/).")]
+OutOption = Annotated[Path, typer.Option("--out", help="Output folder.")]
+MethodsOption = Annotated[str, typer.Option("--methods", help="Only these methods, separated by commas.")]
+ModelsOption = Annotated[str, typer.Option("--models", help="Only these networks, separated by commas.")]
+SeedsOption = Annotated[str, typer.Option("--seeds", help="Only these seeds, separated by commas.")]
+SetOption = Annotated[list[str], typer.Option("--set", help="key=value over the suite's file; may be repeated.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+EngineOption = Annotated[str, typer.Option("--engine", help="ray, or local (this process).")]
+AddressOption = Annotated[str | None, typer.Option("--address", help="Join the Ray cluster at this address.")]
+TrackingOption = Annotated[str | None, typer.Option("--tracking-uri", help="MLflow server to log to.")]
+RetryOption = Annotated[str | None, typer.Option("--retry", help="`failed`: run failed trials again.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda, for the local engine.")]
+
+DEFAULT_OUT = Path("runs")
+
+
+@dataclass
+class Session:
+    """What most commands need: the suite, its plan and where its files are."""
+
+    suite: Suite
+    plan: Plan
+    workspace: Workspace
+
+    @property
+    def jobs(self) -> list[Job]:
+        return jobs_of(self.plan)
+
+    @property
+    def trials(self) -> dict[str, Trial]:
+        return {trial.id: trial for trial in self.plan.trials}
+
+    def missing(self) -> list[Trial]:
+        return [trial for trial in self.plan.trials if self.workspace.records.get(trial.id) is None]
+
+
+def _session(
+    suite: str,
+    out: Path,
+    data: Path | None,
+    methods: str = "",
+    models: str = "",
+    seeds: str = "",
+    overrides: Sequence[str] = (),
+    *,
+    needs_data: bool = True,
+    **workspace: Any,
+) -> Session:
+    """Load, cut down and plan a suite. Raises SuiteError and DataError."""
+    chosen = load_suite(suite, dict(_assignment(text) for text in overrides))
+    chosen = select(chosen, methods=_names(methods), models=_names(models), seeds=_seeds(seeds))
+    folder = find_folder(chosen.data.dataset, data) if needs_data or data else None
+    chosen = chosen.model_copy(update={"data": fit_classes(chosen.data, folder)})
+    place = Workspace(out, chosen.suite, folder and folder.resolve(), threads=chosen.resources.threads, **workspace)
+    return Session(chosen, plan(chosen), place)
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise SuiteError(f"--set {text!r}: write key=value, such as recipe.batch_size=32")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise SuiteError(f"--set {text!r}: {error}") from None
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(name) for name in _names(text)]
+    except ValueError:
+        raise SuiteError(f"--seeds {text!r}: write whole numbers separated by commas, such as 0,1,2") from None
+
+
+def _check_writable(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=out) as file:
+            file.write(b"\0" * 4096)
+    except OSError as error:
+        raise SuiteError(
+            f"cannot write to the output folder {out}: {error.strerror}; choose another with --out"
+        ) from None
+
+
+@app.command()
+def run(
+    suite: SuiteOption = "quick",
+    data: DataOption = None,
+    out: OutOption = DEFAULT_OUT,
+    engine: EngineOption = "ray",
+    address: AddressOption = None,
+    methods: MethodsOption = "",
+    models: ModelsOption = "",
+    seeds: SeedsOption = "",
+    overrides: SetOption = [],  # noqa: B006 (typer copies it)
+    retry: RetryOption = None,
+    tracking_uri: TrackingOption = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Run a suite and report; what is done already is not done again."""
+    if engine not in ("ray", "local"):
+        raise SuiteError(unknown("engine", engine, ["ray", "local"]))
+    if retry not in (None, "failed"):
+        raise SuiteError(unknown("value of --retry", str(retry), ["failed"]))
+    session = _session(suite, out, data, methods, models, seeds, overrides, engine=engine, device=device)
+    _check_writable(out)
+    for warning in session.plan.warnings:
+        errors.print(f"warning: {warning}", markup=False)
+    if retry:
+        _forget_failures(session)
+    lost: dict[str, str] = {}
+    if session.missing():
+        lost = _run(session, _engine(engine, address, session.suite), tracking_uri)
+    _finish(session, lost)
+
+
+def _forget_failures(session: Session) -> None:
+    """Move failed records aside, so that their trials run again."""
+    for trial in session.plan.trials:
+        record = session.workspace.records.get(trial.id)
+        if record is not None and record.status == "failed":
+            path = session.workspace.records.path(trial.id)
+            path.rename(path.with_suffix(".failed"))
+
+
+def _engine(name: str, address: str | None, suite: Suite) -> Engine:
+    if name == "local":
+        from benchmarks.engines.local import LocalEngine
+
+        return LocalEngine()
+    from benchmarks.engines.ray import RayEngine
+
+    return RayEngine(suite.resources, address)
+
+
+@dataclass
+class _Observer:
+    """Shows progress and mirrors it to MLflow."""
+
+    session: Session
+    view: View
+    tracker: Tracker
+
+    def progress(self, job: Job, progress: Sequence[Progress]) -> None:
+        self.view.progress(job, progress)
+        if job.is_trial:
+            events = [event for event in progress if event.stage != "pretrain"]
+            if events:
+                self.tracker.progress(self.session.trials[job.key], events)
+
+    def ended(self, job: Job, outcome: Outcome) -> None:
+        self.view.ended(job, outcome)
+        if job.is_trial and (record := self.session.workspace.records.get(job.key)):
+            self.tracker.finished(self.session.trials[job.key], record)
+
+
+def _run(session: Session, engine: Engine, tracking_uri: str | None) -> dict[str, str]:
+    """Run what is missing; returns what was lost."""
+    from benchmarks.progress import View
+
+    jobs = [job for job in session.jobs if not job.done(session.workspace)]
+    work = {trial.id: trial.work for trial in session.plan.trials}
+    work |= {f"start-{trial.spec.start.key}": trial.work for trial in session.plan.trials}
+    done = len(session.plan.trials) - len(session.missing())
+    console.print(f"{session.suite.suite}: {len(session.plan.trials)} trials, {done} done already")
+    tracker = _tracker(session, tracking_uri)
+    with View(console, jobs, work, session.workspace.records) as view:
+        lost = run_jobs(engine, jobs, session.workspace, _Observer(session, view, tracker))
+    tracker.close()
+    return lost
+
+
+def _tracker(session: Session, uri: str | None) -> Tracker:
+    from benchmarks.tracking import Tracker, default_uri
+
+    out = session.workspace.out
+    return Tracker(
+        session.suite, out, uri or default_uri(out), lambda text: errors.print(f"warning: {text}", markup=False)
+    )
+
+
+def _finish(session: Session, lost: dict[str, str]) -> None:
+    """Report, say where everything is, and exit with 1 if some trial failed or was lost."""
+    _report(session)
+    records = [session.workspace.records.get(trial.id) for trial in session.plan.trials]
+    failed = [record for record in records if record and record.status in ("failed", "over_ceiling")]
+    names = {job.key: job.label for job in session.jobs}
+    for key, message in lost.items():
+        errors.print(f"lost: {names[key]}: {message}", markup=False)
+    for record in failed:
+        errors.print(f"{record.status}: {names[record.id]}: {record.result['reason']['message']}", markup=False)
+    _say_where(session)
+    if failed or lost:
+        console.print("some trials failed or were lost: run the same command again (--retry failed for failed ones)")
+        raise typer.Exit(FAILED)
+
+
+def _say_where(session: Session) -> None:
+    from benchmarks.tracking import default_uri
+
+    folder, out = session.workspace.folder, session.workspace.out
+    console.print(f"report:  {session.workspace.report / 'index.html'}", markup=False)
+    console.print(f"records: {session.workspace.records.folder}", markup=False)
+    console.print(f"mlflow:  mlflow ui --backend-store-uri {default_uri(out)}", markup=False)
+    networks = folder / "networks"
+    if networks.is_dir():
+        console.print(
+            f"again:   python runner.py evaluate TRIAL --suite {session.suite.suite}  (networks in {networks})"
+        )
+
+
+def _report(session: Session, *, always: bool = False) -> None:
+    """Build the report unless the one there is of the same records."""
+    from benchmarks.suite import digest
+
+    records = session.workspace.records
+    found = {trial.id: record.checksum for trial in session.plan.trials if (record := records.get(trial.id))}
+    stamp = digest({"trials": [trial.id for trial in session.plan.trials], "records": found})
+    stamp_file = session.workspace.report / ".stamp"
+    if not always and stamp_file.exists() and stamp_file.read_text(encoding="utf-8") == stamp:
+        return
+    from reports.build import build_report
+
+    report = build_report(session.plan, records, session.workspace.report)
+    for warning in report.warnings:
+        errors.print(f"warning: {warning}", markup=False)
+    stamp_file.write_text(stamp, encoding="utf-8")
+
+
+@app.command("list")
+def list_everything(as_json: JsonOption = False) -> None:
+    """List suites and methods."""
+    suites = {name: load_suite(name).description for name in suite_names()}
+    methods = {name: (load_method(name).__doc__ or "").partition("\n")[0] for name in sorted(known_methods())}
+    if as_json:
+        console.print_json(json.dumps({"suites": suites, "methods": methods}))
+        return
+    for title, rows in (("suite", suites), ("method", methods)):
+        table = Table(title, "what it is", box=None, pad_edge=False)
+        for name, text in rows.items():
+            table.add_row(name, text)
+        console.print(table, "")
+    console.print("next: python runner.py plan --suite NAME, then python runner.py --suite NAME")
+
+
+@app.command("plan")
+def show_plan(
+    suite: SuiteOption = "quick",
+    data: DataOption = None,
+    out: OutOption = DEFAULT_OUT,
+    methods: MethodsOption = "",
+    models: ModelsOption = "",
+    seeds: SeedsOption = "",
+    overrides: SetOption = [],  # noqa: B006 (typer copies it)
+    ids: Annotated[bool, typer.Option("--ids", help="Print the ids of missing trials, one a line.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a suite's trials, ceilings in BOPs, and what is done, without running anything."""
+    session = _session(suite, out, data, methods, models, seeds, overrides, needs_data=False)
+    records = session.workspace.records
+    if ids:
+        for trial in session.missing():
+            print(trial.id)
+        return
+    rows = [(trial, record.status if (record := records.get(trial.id)) else "to run") for trial in session.plan.trials]
+    if as_json:
+        print(json.dumps([{"id": t.id, "label": t.label, "status": s, "spec": t.spec.model_dump()} for t, s in rows]))
+        return
+    table = Table("id", "network", "method", "ceiling", "MBOPs", "seed", "draw", "status", box=None, pad_edge=False)
+    for trial, status in rows:
+        spec = trial.spec
+        budget = "-" if spec.ceiling_bops is None else f"{spec.ceiling_bops / 1e6:,.2f}"
+        table.add_row(trial.id, trial.model, trial.row, trial.ceiling, budget, str(spec.seed), str(spec.draw), status)
+    console.print(table)
+    for warning in session.plan.warnings:
+        errors.print(f"warning: {warning}", markup=False)
+    epochs = sum(trial.spec.compute.epochs for trial in session.plan.trials)
+    console.print(
+        f"{len(rows)} trials of {session.suite.compute.epochs:g} recipe epochs ({epochs:g} in all) from "
+        f"{len(session.plan.starts)} float starts; {len(session.missing())} to run"
+    )
+    console.print(f"next: python runner.py --suite {suite}", markup=False)
+
+
+@app.command()
+def report(
+    suite: SuiteOption = "quick",
+    data: DataOption = None,
+    out: OutOption = DEFAULT_OUT,
+    methods: MethodsOption = "",
+    models: ModelsOption = "",
+    seeds: SeedsOption = "",
+    overrides: SetOption = [],  # noqa: B006 (typer copies it)
+) -> None:
+    """Build a suite's report from its records."""
+    session = _session(suite, out, data, methods, models, seeds, overrides, needs_data=False)
+    _check_writable(out)
+    _report(session, always=True)
+    _say_where(session)
+
+
+@app.command()
+def trial(
+    trial_id: Annotated[str, typer.Argument(metavar="TRIAL", help="An id from `plan --ids`.")],
+    suite: SuiteOption = "quick",
+    data: DataOption = None,
+    out: OutOption = DEFAULT_OUT,
+    overrides: SetOption = [],  # noqa: B006 (typer copies it)
+    device: DeviceOption = "cpu",
+) -> None:
+    """Run one trial in this process: for job arrays without Ray."""
+    from benchmarks.engines.local import LocalEngine
+    from benchmarks.progress import View
+
+    session = _session(suite, out, data, overrides=overrides, device=device)
+    _check_writable(out)
+    chosen = _find(trial_id, session)
+    job = next(job for job in session.jobs if job.key == chosen.id)
+    with View(console, [job], {job.key: 1.0}, session.workspace.records) as view:
+        lost = run_jobs(LocalEngine(), [job], session.workspace, view)
+    if lost:
+        errors.print(f"lost: {job.label}: {lost[job.key]}", markup=False)
+        raise typer.Exit(FAILED)
+    console.print(f"record: {session.workspace.records.path(chosen.id)}", markup=False)
+    console.print(f"next: python runner.py report --suite {suite}", markup=False)
+    record = session.workspace.records.get(chosen.id)
+    if record is None or record.status in ("failed", "over_ceiling"):
+        raise typer.Exit(FAILED)
+
+
+def _find(trial_id: str, session: Session) -> Trial:
+    """The trial whose id begins so."""
+    matches = [trial for trial in session.plan.trials if trial.id.startswith(trial_id)]
+    if len(matches) != 1:
+        what = "no trial" if not matches else f"{len(matches)} trials"
+        raise SuiteError(f"{what} of {session.suite.suite} with an id that begins with {trial_id!r}; `plan` lists them")
+    return matches[0]
+
+
+@app.command()
+def evaluate(
+    trial_id: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial's id, or its beginning.")],
+    suite: SuiteOption = "quick",
+    data: DataOption = None,
+    out: OutOption = DEFAULT_OUT,
+    overrides: SetOption = [],  # noqa: B006 (typer copies it)
+    device: DeviceOption = "cpu",
+) -> None:
+    """Score a trial's kept network on the test images again, and set it against its record."""
+    session = _session(suite, out, data, overrides=overrides, device=device)
+    chosen = _find(trial_id, session)
+    record = session.workspace.records.get(chosen.id)
+    if record is None or record.status != "ok":
+        raise SuiteError(f"trial {chosen.id} ({chosen.label}) has no finished network; run the suite first")
+    from benchmarks.trial import rescore
+
+    score = rescore(record, session.workspace)
+    recorded = record.result["metrics"]["test_accuracy"]
+    console.print(f"{chosen.label}: test accuracy {100 * score.accuracy:.2f} % of {score.images} images")
+    console.print(
+        f"its record says {100 * recorded:.2f} %: {'the same' if score.accuracy == recorded else 'DIFFERENT'}"
+    )
+    if score.accuracy != recorded:
+        raise typer.Exit(FAILED)
+
+
+@app.command("mlflow-sync")
+def mlflow_sync(
+    suite: SuiteOption = "quick",
+    data: DataOption = None,
+    out: OutOption = DEFAULT_OUT,
+    overrides: SetOption = [],  # noqa: B006 (typer copies it)
+    tracking_uri: TrackingOption = None,
+) -> None:
+    """Rebuild the MLflow view of a suite from its records."""
+    session = _session(suite, out, data, overrides=overrides, needs_data=False)
+    tracker = _tracker(session, tracking_uri)
+    synced: list[Record] = []
+    for trial in session.plan.trials:
+        if record := session.workspace.records.get(trial.id):
+            tracker.finished(trial, record)
+            synced.append(record)
+    tracker.close(sorted(session.workspace.report.glob("*.*")))
+    console.print(f"{len(synced)} records mirrored to {tracker.uri}", markup=False)
+    console.print(f"next: mlflow ui --backend-store-uri {tracker.uri}", markup=False)
+
+
+@app.command()
+def doctor(suite: SuiteOption = "quick", data: DataOption = None, out: OutOption = DEFAULT_OUT) -> None:
+    """Say what will not work here, and how to mend it."""
+    from benchmarks.doctor import examine
+
+    findings = examine(load_suite(suite), data, out)
+    for finding in findings:
+        console.print(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.what}", markup=False)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(FAILED)
+    console.print(f"next: python runner.py --suite {suite}", markup=False)
+
+
+USER_ERRORS = (SuiteError, DataError, RecordError, EngineError, UnknownMethodError)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; `run` is the command where none is named."""
+    if not arguments or (arguments[0].startswith("-") and arguments[0] != "--help"):
+        arguments = ["run", *arguments]
+    try:
+        return app(args=list(arguments), standalone_mode=False) or 0
+    except typer.Exit as stop:
+        return stop.exit_code
+    except USER_ERRORS as error:
+        errors.print(f"error: {error}", markup=False)
+        return WRONG_USE
+    except OSError as error:
+        errors.print(f"error: {error}; free space or mend it and run the same command again, it goes on", markup=False)
+        return FAILED
+    except KeyboardInterrupt:
+        errors.print("stopped; run the same command again, it goes on where it was")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
