@@ -396,9 +396,13 @@ def evaluate(
     record = session.workspace.records.get(chosen.id)
     if record is None or record.status != "ok":
         raise SuiteError(f"trial {chosen.id} ({chosen.label}) has no finished network; run the suite first")
-    from benchmarks.trial import rescore
+    from benchmarks.checkpoint import CheckpointError
+    from benchmarks.rescoring import rescore
 
-    score = rescore(record, session.workspace)
+    try:
+        score = rescore(record, session.workspace)
+    except CheckpointError as error:
+        raise SuiteError(str(error)) from error
     recorded = record.result["metrics"]["test_accuracy"]
     console.print(f"{chosen.label}: test accuracy {100 * score.accuracy:.2f} % of {score.images} images")
     console.print(

@@ -1,4 +1,4 @@
-"""Bits promised == codes found: looks at the tensors that reach convolutions, not at what quantizers say of themselves."""
+"""Bits promised == codes found, in the tensors that reach convolutions and linear layers."""
 
 from __future__ import annotations
 

@@ -46,7 +46,8 @@ def load_checkpoint(path: Path, trial_id: str) -> dict[str, Any] | None:
     saved = torch.load(io.BytesIO(body), weights_only=True)
     if saved["schema"] != SCHEMA or saved["trial"] != trial_id:
         raise CheckpointError(
-            f"{path}: schema {saved['schema']} of trial {saved['trial']}, expected schema {SCHEMA} of {trial_id}; delete it"
+            f"{path}: schema {saved['schema']} of trial {saved['trial']}, "
+            f"expected schema {SCHEMA} of trial {trial_id}; delete it"
         )
     state: dict[str, Any] = saved["state"]
     return state

@@ -39,7 +39,8 @@ def measure_macs(run: Callable[[], object]) -> int:
     """Multiply-accumulates of the convolutions and matrix products that `run` executes, backward passes included."""
     with _FlopCounter() as counter:
         run()
-    return counter.flops // 2
+    total: int = counter.flops
+    return total // 2
 
 
 class _FlopCounter(TorchDispatchMode):
@@ -50,7 +51,7 @@ class _FlopCounter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self.formulas = {**flop_registry, torch.ops.aten.convolution_backward: shape_wrapper(_convolution_backward)}
 
@@ -64,7 +65,7 @@ class _FlopCounter(TorchDispatchMode):
                 return parts
         out = func(*args, **kwargs)
         if formula is not None:
-            self.flops += formula(*args, **kwargs, out_val=out)
+            self.flops += int(formula(*args, **kwargs, out_val=out))
         return out
 
 

@@ -1,4 +1,4 @@
-"""The float network that trials start from: trained once per model and seed, or published; cached by its specification."""
+"""The float network that trials start from: trained once per model and seed, or published; cached."""
 
 from __future__ import annotations
 

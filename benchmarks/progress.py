@@ -1,4 +1,4 @@
-"""What a run shows while it lasts: a bar per running job and the time left on a terminal, a line per trial elsewhere."""
+"""What a run shows while it lasts: bars and the time left on a terminal, a line per job elsewhere."""
 
 from __future__ import annotations
 

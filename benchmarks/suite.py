@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -340,7 +341,7 @@ class Trial:
     @property
     def work(self) -> float:
         """A rough measure of its length, for starting long trials first."""
-        return self.spec.compute.epochs * sum(layer.macs for layer in self.ledger) ** 0.5
+        return self.spec.compute.epochs * math.sqrt(sum(layer.macs for layer in self.ledger))
 
 
 FLOAT_CEILING = "float"

@@ -4,12 +4,13 @@ imports mlflow. A view: whatever goes wrong here costs a warning, never a trial.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.record import Record
@@ -28,50 +29,56 @@ def default_uri(out: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.resolve() / 'mlflow.db'}"
 
 
-@dataclass
 class Tracker:
-    """The one writer of a suite's runs. Runs are found again by their trial's id, and metrics are never logged twice."""
+    """The one writer of a suite's runs, in a thread of its own, so that a slow server never holds up a trial.
 
-    suite: Suite
-    out: Path
-    uri: str
-    warn: Callable[[str], None] = warnings.warn
-    _client: Any = None
-    _experiment: str = ""
-    _parent: str = ""
-    _runs: dict[str, str] = field(default_factory=dict)
-    _logged: dict[str, int] = field(default_factory=dict)
-    _broken: bool = False
+    Runs are found again by their trial's id, and metrics are never logged twice. warn: told once, at the first
+    failure, after which nothing more is sent.
+    """
+
+    def __init__(self, suite: Suite, out: Path, uri: str, warn: Callable[[str], None]) -> None:
+        self.suite, self.out, self.uri, self.warn = suite, out, uri, warn
+        self._client: Any = None
+        self._experiment = self._parent = ""
+        self._runs: dict[str, str] = {}
+        self._logged: dict[str, int] = {}
+        self._broken = False
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
 
     def progress(self, trial: Trial, events: Sequence[Progress]) -> None:
         """Log the curve as it grows."""
-        self._guarded(lambda: self._log_curve(trial, [(e.stage, e.step, e.row) for e in events]))
+        rows = [(event.stage, event.step, dict(event.row)) for event in events]
+        self._queue.put(lambda: self._log_curve(trial, rows))
 
     def finished(self, trial: Trial, record: Record) -> None:
         """Log a trial's result, with record and policy as artifacts, and end its run."""
-        self._guarded(lambda: self._log_record(trial, record))
+        self._queue.put(lambda: self._log_record(trial, record))
 
     def close(self, artifacts: Iterable[Path] = ()) -> None:
-        """End the suite's run, with the report's files as artifacts."""
+        """End the suite's run, with the report's files as artifacts, and wait until all is written."""
+        files = list(artifacts)
+        self._queue.put(lambda: self._end(files))
+        self._queue.put(None)
+        self._thread.join()
 
-        def end() -> None:
-            for path in artifacts:
-                self._client.log_artifact(self._parent, str(path), "report")
-            self._client.set_terminated(self._parent)
+    def _work(self) -> None:
+        while (action := self._queue.get()) is not None:
+            if self._broken:
+                continue
+            try:
+                if self._client is None:
+                    self._open()
+                action()
+            except Exception as error:  # noqa: BLE001 (a server may fail in any way; no trial may be lost for it)
+                self._broken = True
+                self.warn(f"MLflow at {self.uri} failed ({error}); trials go on, `mlflow-sync` rebuilds the view later")
 
-        if self._client is not None:
-            self._guarded(end)
-
-    def _guarded(self, action: Callable[[], None]) -> None:
-        if self._broken:
-            return
-        try:
-            if self._client is None:
-                self._open()
-            action()
-        except Exception as error:  # noqa: BLE001 (a server may fail in any way; no trial may be lost for it)
-            self._broken = True
-            self.warn(f"MLflow at {self.uri} failed ({error}); trials go on, `mlflow-sync` rebuilds the view later")
+    def _end(self, artifacts: Sequence[Path]) -> None:
+        for path in artifacts:
+            self._client.log_artifact(self._parent, str(path), "report")
+        self._client.set_terminated(self._parent)
 
     def _open(self) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -79,6 +86,8 @@ class Tracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
         from mlflow import MlflowClient
 
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         self.out.mkdir(parents=True, exist_ok=True)
         client = MlflowClient(self.uri)
         name = f"mixed-precision/{self.suite.suite}"

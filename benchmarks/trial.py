@@ -28,18 +28,18 @@ from benchmarks.data.folders import DataError
 from benchmarks.data.stream import stream_seed
 from benchmarks.environment import configure_torch, describe
 from benchmarks.evaluation import Score, evaluate, recalibrate_bn
-from benchmarks.models import CHANNELS, build_model, measure_ledger
+from benchmarks.models import build_model, measure_ledger
 from benchmarks.pretraining import Start, float_start
 from benchmarks.record import Record, Status
+from benchmarks.result import cost_of, layer_rows
 from benchmarks.suite import SuiteError, TrialSpec, candidates_of
 from benchmarks.training import Loop, Problem, Progress, WeightTraining
 from benchmarks.workspace import Workspace
 from methods import load_method
 from methods.contract import InapplicableError, Method, Searched
 from methods.quantization.convert import QuantizerOptions, convert
-from methods.quantization.cost import CONVENTIONS, Ledger, bops, uniform_bits, weight_bytes, with_pins
+from methods.quantization.cost import Ledger, bops, uniform_bits, with_pins
 from methods.quantization.modules import (
-    apply_policy,
     initialise_activation_steps,
     initialise_weight_steps,
     project_steps,
@@ -86,7 +86,8 @@ class _Trial:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - begun
 
     @property
-    def seed(self) -> int:
+    def search_seed(self) -> int:
+        """Draws of one seed differ in their search only."""
         return stream_seed(self.spec.seed, f"draw-{self.spec.draw}") if self.spec.draw else self.spec.seed
 
 
@@ -119,7 +120,7 @@ def run(spec: TrialSpec, workspace: Workspace) -> Generator[Progress, None, Reco
         "engine": workspace.engine,
         "started": started.isoformat(timespec="seconds"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        **({"traceback": failure} if failure else {}),
+        **({"traceback": failure} if result["status"] == "failed" else {}),
     }
     record = Record(spec.id, spec.model_dump(mode="json"), result, observed)
     workspace.records.put(record)
@@ -127,7 +128,7 @@ def run(spec: TrialSpec, workspace: Workspace) -> Generator[Progress, None, Reco
     return record
 
 
-def _problem(trial: _Trial, candidates: Candidates) -> Problem:
+def _problem(trial: _Trial, candidates: Candidates, seed: int) -> Problem:
     """A fresh quantizable network from the float start, steps initialised, and the harness around it."""
     spec = trial.spec
     with torch.random.fork_rng(devices=[]):
@@ -142,12 +143,13 @@ def _problem(trial: _Trial, candidates: Candidates) -> Problem:
         ceiling=spec.ceiling_bops or 0,
         draw=spec.draw,
         recipe=spec.recipe,
-        seed=trial.seed,
+        seed=seed,
         data=trial.data,
         device=trial.device,
         account=trial.account or Account(0, 0, 0.0),
     )
     initialise_weight_steps(model)
+    torch.manual_seed(stream_seed(spec.seed, "calibration/dropout"))
     first = problem.batches(WeightTraining.PHASE, "finetune").next()
     initialise_activation_steps(model, [micro.images for micro in first])
     return problem
@@ -178,7 +180,7 @@ def _epoch_steps(trial: _Trial) -> int:
 def _search(trial: _Trial) -> Iterator[Progress]:
     """Have the method choose; afterwards `trial.searched` and `trial.account` say what came of it."""
     spec, path = trial.spec, trial.workspace.checkpoint(trial.spec.id)
-    problem = _problem(trial, candidates_of(spec.space, trial.ledger))
+    problem = _problem(trial, candidates_of(spec.space, trial.ledger), trial.search_seed)
     trial.account = problem.account = _open_account(trial, problem)
     saved = load_checkpoint(path, spec.id)
     if saved:
@@ -187,8 +189,9 @@ def _search(trial: _Trial) -> Iterator[Progress]:
         if saved["stage"] == "finetune":
             return  # _finetune reads the rest
     kind = load_method(spec.method.name)
-    torch.manual_seed(stream_seed(trial.seed, "search/dropout"))
+    torch.manual_seed(stream_seed(trial.search_seed, "search/dropout"))
     problem.trainee = method = kind(problem, kind.Options.model_validate(spec.method.options))
+    _require_share(problem, method, kind.min_steps)
     loop = Loop(problem, method, "search", limit=trial.account.search_macs)
     if saved:
         problem.model.load_state_dict(saved["model"])
@@ -199,17 +202,18 @@ def _search(trial: _Trial) -> Iterator[Progress]:
         for progress in loop.run():
             saver.tick()
             yield progress
-        trial.searched = _result_of(method, kind.min_steps, loop)
+        trial.searched = method.result()
     trial.stopped, trial.curves["search"] = loop.stopped, loop.curve
     _check(trial, trial.searched)
 
 
-def _result_of(method: Method, min_steps: int, loop: Loop) -> Searched:
-    if loop.step < min_steps:
+def _require_share(problem: Problem, method: Method, min_steps: int) -> None:
+    """Raises InapplicableError if the share cannot pay the steps without which the method has no result."""
+    phase = method.phase()
+    if phase is not None and (paid := problem.account.search_macs // problem.price(phase)) < min_steps:
         raise InapplicableError(
-            f"its search share pays {loop.step} steps, it needs at least {min_steps}; raise compute.search_share"
+            f"its search share pays {paid} steps of {phase.name}, it needs {min_steps}; raise compute.search_share"
         )
-    return method.result()
 
 
 def _check(trial: _Trial, searched: Searched) -> None:
@@ -272,8 +276,7 @@ def _finetuning_problem(trial: _Trial, searched: Searched) -> Problem:
     else:
         candidates = {name: [bits] for name, bits in searched.policy.items()}
     # Fine-tuning's own stream is that of the seed alone, so that all methods and draws are paired.
-    problem = _problem(trial, candidates)
-    problem.seed = trial.spec.seed
+    problem = _problem(trial, candidates, trial.spec.seed)
     if searched.state is not None:
         own = problem.model.state_dict()
         problem.model.load_state_dict({**own, **{k: v for k, v in searched.state.items() if k in own}})
@@ -317,12 +320,14 @@ def _examine(trial: _Trial, model: nn.Module) -> dict[str, Any]:
     state = model.state_dict()
     if sum(parameter.numel() for parameter in model.parameters()) <= KEPT_PARAMETERS:
         save_network(trial.workspace.network(trial.spec.id), {name: tensor.cpu() for name, tensor in state.items()})
-    policy = trial.searched.policy
+    spec, policy = trial.spec, trial.searched.policy
     return {
         **_outcome("ok", None, trial),
         "policy": None if policy is None else policy.to_dict(),
-        "layers": _layer_rows(trial.ledger, policy),
-        "cost": None if policy is None else _cost(trial, policy),
+        "layers": layer_rows(trial.ledger, policy),
+        "cost": None
+        if policy is None or spec.ceiling_bops is None
+        else cost_of(trial.ledger, policy, spec.ceiling_bops),
         "metrics": _metrics(validation, test, trial.start),
         "search": dict(trial.searched.report),
         "audit": audit,
@@ -352,40 +357,6 @@ def _metrics(validation: Score, test: Score, start: Start) -> dict[str, Any]:
     }
 
 
-def _cost(trial: _Trial, policy: Policy) -> dict[str, Any]:
-    ceiling = trial.spec.ceiling_bops
-    assert ceiling is not None
-    counts = {name: bops(trial.ledger, policy, name) for name in CONVENTIONS}
-    return {
-        "bops": counts,
-        "weight_bytes": weight_bytes(trial.ledger, policy),
-        "ceiling_bops": ceiling,
-        "unused_share": 1.0 - counts["edges8"] / ceiling,
-    }
-
-
-def _layer_rows(ledger: Ledger, policy: Policy | None) -> list[dict[str, Any]]:
-    bits = None if policy is None else with_pins(ledger, policy)
-    rows = []
-    for layer in ledger:
-        own = None if bits is None else bits[layer.name]
-        rows.append(
-            {
-                "name": layer.name,
-                "type": layer.type,
-                "macs": layer.macs,
-                "weights": layer.weights,
-                "kind": layer.kind,
-                "pinned": layer.pinned,
-                "weight_bits": own and own.weight,
-                "activation_bits": own and own.activation,
-                "bops": own and layer.macs * own.weight * own.activation,
-                "weight_bytes": own and -(-layer.weights * own.weight // 8),
-            }
-        )
-    return rows
-
-
 def _outcome(status: Status, error: Exception | None, trial: _Trial) -> dict[str, Any]:
     return {
         "status": status,
@@ -399,26 +370,3 @@ def _outcome(status: Status, error: Exception | None, trial: _Trial) -> dict[str
 def _failed(trial: _Trial, error: Exception) -> dict[str, Any]:
     statuses: dict[type[Exception], Status] = {InapplicableError: "refused", CeilingExceededError: "over_ceiling"}
     return _outcome(statuses.get(type(error), "failed"), error, trial)
-
-
-def rescore(record: Record, workspace: Workspace) -> Score:
-    """Score a kept network on test again. Raises CheckpointError if it was not kept, or is not the record's."""
-    from benchmarks.checkpoint import load_network
-
-    spec = record.trial_spec
-    configure_torch(workspace.threads, workspace.device)
-    state = load_network(workspace.network(record.id))
-    if network_digest(state) != record.result["network_digest"]:
-        raise CheckpointError(f"{workspace.network(record.id)}: not the network of record {record.id}")
-    device = torch.device(workspace.device)
-    data = load_dataset(spec.data, workspace.data)
-    model = build_model(spec.model, spec.data)
-    ledger = measure_ledger(spec.model, spec.data)
-    assert ledger[0].macs, CHANNELS
-    policy = None if record.result["policy"] is None else Policy.from_dict(record.result["policy"])
-    chosen = policy or {layer.name: LayerBits(8, 8) for layer in ledger if not layer.pinned}
-    convert(model, ledger, {name: [bits] for name, bits in chosen.items()}, quantizer_options(spec))
-    model.load_state_dict(state)
-    if policy is not None:
-        apply_policy(model, with_pins(ledger, policy))
-    return evaluate(model.to(device), data.test, device)

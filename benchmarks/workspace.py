@@ -51,7 +51,7 @@ class Workspace:
 
     @contextmanager
     def lock(self, name: str, *, wait: bool) -> Iterator[bool]:
-        """Hold the lock `name`; yields whether it was had. The system frees it when the process ends, however it ends."""
+        """Hold the lock `name`; yields whether it was had. The system frees it however the process ends."""
         path = self.out / "locks" / f"{name}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w") as file:

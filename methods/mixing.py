@@ -52,15 +52,15 @@ class WidthLogits:
 
     def relative_bops(self, *, hard: bool = False) -> Tensor:
         """Expected BOPs of the whole network over the ceiling, shape (), differentiable in the logits."""
-        searched = sum(
-            layer.macs
-            * self._expected(self.layers[layer.name].weight_quantizer, hard)
-            * self._expected_input(layer.name, hard)
-            for layer in self.problem.ledger
-            if not layer.pinned
-        )
-        pinned = bops(tuple(layer for layer in self.problem.ledger if layer.pinned), {})
-        return (searched + pinned) / self.problem.ceiling  # type: ignore[no-any-return]
+        problem = self.problem
+        total = torch.tensor(float(bops(tuple(layer for layer in problem.ledger if layer.pinned), {}))).double()
+        for row in problem.ledger:
+            if not row.pinned:
+                layer = self.layers[row.name]
+                total = total + row.macs * self._expected(layer.weight_quantizer, hard) * self._expected(
+                    layer.input_quantizer, hard
+                )
+        return total / problem.ceiling
 
     def _expected(self, quantizer: Quantizer, hard: bool) -> Tensor | float:
         if quantizer not in self.logits:
@@ -68,11 +68,13 @@ class WidthLogits:
         probabilities = self.probabilities(quantizer, hard=hard).double()
         return probabilities @ probabilities.new_tensor(quantizer.widths)
 
-    def _expected_input(self, name: str, hard: bool) -> Tensor | float:
-        return self._expected(self.layers[name].input_quantizer, hard)
-
     def argmax(self) -> Policy:
-        return Policy({name: LayerBits(self._likeliest(l.weight_quantizer), self._likeliest(l.input_quantizer)) for name, l in self.layers.items()})  # fmt: skip  # noqa: E501, E741
+        return Policy(
+            {
+                name: LayerBits(self._likeliest(layer.weight_quantizer), self._likeliest(layer.input_quantizer))
+                for name, layer in self.layers.items()
+            }
+        )
 
     def _likeliest(self, quantizer: Quantizer) -> int:
         if quantizer not in self.logits:

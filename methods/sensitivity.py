@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -79,8 +80,8 @@ def hessian_samples(
 
 @contextmanager
 def _captured_inputs(layers: Mapping[str, nn.Module], captured: dict[str, Tensor]) -> Iterator[None]:
-    def keep(name: str) -> object:
-        def hook(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def keep(name: str) -> Callable[[nn.Module, Any], Any]:
+        def hook(_layer: nn.Module, inputs: Any) -> Any:
             value = inputs[0] if inputs[0].requires_grad else inputs[0].requires_grad_()
             captured[name] = value
             return (value,)

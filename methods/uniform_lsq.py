@@ -1,4 +1,4 @@
-"""Uniform LSQ: one bit-width everywhere, no search, all compute for training (Esser et al., ICLR 2020, arXiv 1902.08153)."""
+"""Uniform LSQ: one bit-width everywhere, no search (Esser et al., ICLR 2020, arXiv 1902.08153)."""
 
 from __future__ import annotations
 

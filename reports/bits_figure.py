@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from reports.comparison import Comparison
-from reports.figures import STYLE, plain
+from reports.figures import STYLE
+from reports.marks import plain
 from reports.strips import COLOURS, Strip, colour, strip_of
 
 PINNED = "#D55E00"

@@ -58,15 +58,15 @@ def gbops(bops: float | None) -> str:
     return NOTHING if bops is None else f"{bops / 1e9:#.4g}".rstrip(".")
 
 
-def scaled(number: float, unit: str) -> str:
+def scaled(number: float, unit: str = "") -> str:
     """
-    >>> scaled(1.5e12, "MACs"), scaled(12, "MACs")
-    ('1.50 TMACs', '12 MACs')
+    >>> scaled(1.5e12, "MACs"), scaled(1.5e9), scaled(12)
+    ('1.50 TMACs', '1.50 G', '12')
     """
     for factor, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= factor:
             return f"{number / factor:.2f} {prefix}{unit}"
-    return f"{number:g} {unit}"
+    return f"{number:g} {unit}".rstrip()
 
 
 def size(number: float | None) -> str:
@@ -115,3 +115,8 @@ def listing(words: Sequence[str]) -> str:
     'a, b and c'
     """
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def unbroken(text: str) -> str:
+    """Text that a narrow column may not break."""
+    return text.replace(" ", "\u00a0")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from matplotlib import rc_context
@@ -18,21 +17,18 @@ from matplotlib.transforms import ScaledTranslation
 
 from reports.comparison import Comparison
 from reports.display import count, listing
-from reports.pareto import Point, front
-from reports.statistics import Interval, mean_interval, wilson_interval
+from reports.marks import Mark, dodge, enough, marker, marks_of, plain
+from reports.statistics import mean_interval
 from reports.summary import ENOUGH_SEEDS, Summary
 
-# Okabe and Ito's colours that hold on white, and nine shapes: coprime, so 63 rows differ without colour vision too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 START: dict[str, Any] = {"color": "#8a8a8a", "linewidth": 1.2, "linestyle": (0, (5, 2))}
 CONTROL: dict[str, Any] = {"color": "#333333", "linewidth": 1.2, "linestyle": (0, (6, 1.5, 1, 1.5))}
 
 LOG_FROM = 4.0
 """Dearest over cheapest point from which the BOPs axis is logarithmic."""
 
-DODGE = 6.5
-"""Points of paper between marks that would else cover each other."""
+PANEL_POINTS = 260.0
+"""Length of a panel's x-axis in points, at the least."""
 
 STYLE: dict[Any, Any] = {
     "font.size": 8.5,
@@ -45,18 +41,6 @@ STYLE: dict[Any, Any] = {
     "axes.titlelocation": "left",
     "pdf.fonttype": 42,
 }
-
-
-@dataclass(frozen=True)
-class Mark:
-    """One cell on the figure, in GBOPs and per cent; `seeds` counts what its bar rests on."""
-
-    row: str
-    gbops: float
-    accuracy: float
-    bar: Interval
-    seeds: int
-    ceiling: float
 
 
 def pareto_figure(comparison: Comparison, summaries: Sequence[Summary]) -> Figure:
@@ -88,32 +72,17 @@ def caption_parts(summaries: Sequence[Summary]) -> list[str]:
     if images := sorted({s.test_images or 0 for s in drawn if s.accuracy and s.accuracy.n == 1}):
         numbers = listing([str(number) for number in images])
         parts.append(f"Dotted bars: one seed, one standard error of sampling {numbers} test images; no ranking.")
-    if any(_enough(summary) for summary in drawn):
-        parts.append(f"Ringed: no row of {ENOUGH_SEEDS} or more seeds has a higher mean for as few BOPs or fewer.")
+    if sum(enough(summary) for summary in drawn) > 1:
+        parts.append(
+            f"Ringed: no row of {ENOUGH_SEEDS} seeds or more has a higher mean at as few BOPs, or as high at fewer."
+        )
     if absent := sum(not summary.accuracy for summary in summaries):
         parts.append(f"Not drawn: {count(absent, 'cell')} without a result.")
     return parts
 
 
-def _enough(summary: Summary) -> bool:
-    return summary.cell.complete and summary.accuracy is not None and summary.accuracy.n >= ENOUGH_SEEDS
-
-
-def marks_of(summaries: Sequence[Summary]) -> list[Mark]:
-    marks = []
-    for summary in summaries:
-        if summary.accuracy is None or summary.bops is None or summary.test_images is None:
-            continue
-        value = summary.accuracy.value
-        bar = summary.accuracy.interval or wilson_interval(value, summary.test_images)
-        scaled = Interval(100 * bar.low, 100 * bar.high)
-        ceiling = (summary.cell.outcomes[0].trial.spec.ceiling_bops or 0) / 1e9
-        marks.append(Mark(summary.cell.row, summary.bops / 1e9, 100 * value, scaled, summary.accuracy.n, ceiling))
-    return marks
-
-
 def _panel(axes: Axes, comparison: Comparison, summaries: Sequence[Summary], model: str) -> None:
-    axes.set_title(plain(model), pad=15, parse_math=False)
+    axes.set_title(plain(model), pad=19, parse_math=False)
     axes.set_xlabel("GBOPs per image")
     axes.set_ylabel("Test accuracy, %")
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.6)
@@ -123,13 +92,18 @@ def _panel(axes: Axes, comparison: Comparison, summaries: Sequence[Summary], mod
     if not marks:
         axes.text(0.5, 0.5, "no result yet", transform=axes.transAxes, ha="center", va="center", color="#8a8a8a")
         axes.set_xticks([])
+        if heights:
+            _limit(axes, heights)
+        else:
+            axes.set_yticks([])
         return
-    _scale(axes, [mark.gbops for mark in marks])
+    _scale(axes, [mark.bops / 1e9 for mark in marks])
     _ceilings(axes, summaries)
-    on_front = _draw_front(axes, [summary for summary in summaries if _enough(summary)])
-    for mark, shift in zip(marks, dodge([mark.gbops for mark in marks]), strict=True):
-        _draw(axes, mark, shift, comparison.rows.index(mark.row), (mark.row, mark.gbops) in on_front)
-    _limit(axes, [*heights, *(height for mark in marks for height in (mark.bar.low, mark.bar.high))])
+    _draw_front(axes, marks)
+    places = [PANEL_POINTS * share for share in _along(axes, [mark.bops / 1e9 for mark in marks])]
+    for mark, shift in zip(marks, dodge(places), strict=True):
+        _draw(axes, mark, shift, comparison.rows.index(mark.row))
+    _limit(axes, [*heights, *(100 * end for mark in marks for end in (mark.bar.low, mark.bar.high))])
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:
@@ -155,12 +129,16 @@ def _ceilings(axes: Axes, summaries: Sequence[Summary]) -> None:
             named = names.setdefault(bops / 1e9, [])
             if summary.cell.ceiling not in named:
                 named.append(summary.cell.ceiling)
-    for gbops, ceilings in names.items():
+    ends = [-1.0, -1.0]  # where the labels of the lower and of the upper line end, in shares of the axis
+    for gbops, share in sorted(zip(names, _along(axes, list(names)), strict=True)):
         axes.axvline(gbops, color="#c9c9c9", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0.5)
-        label = " = ".join(name.removeprefix("uniform:") for name in ceilings)
-        place = axes.get_xaxis_transform()
+        label = plain(" = ".join(name.removeprefix("uniform:") for name in names[gbops]), 18)
+        half = 0.009 * len(label)
+        line = 0 if share - half > ends[0] else 1
+        ends[line] = share + half
         size: dict[str, Any] = {"fontsize": 7, "color": "#6f6f6f", "ha": "center", "va": "bottom"}
-        axes.text(gbops, 1.005, plain(label, 18), transform=place, parse_math=False, **size)
+        place = axes.get_xaxis_transform()
+        axes.text(gbops, 1.005 + 0.04 * line, label, transform=place, parse_math=False, **size)
 
 
 def _float_lines(axes: Axes, comparison: Comparison, model: str) -> list[float]:
@@ -176,61 +154,31 @@ def _float_lines(axes: Axes, comparison: Comparison, model: str) -> list[float]:
     return heights
 
 
-def _draw_front(axes: Axes, summaries: Sequence[Summary]) -> set[tuple[str, float]]:
-    """Draws the front of the means as thin steps; returns whose marks lie on it."""
-    points = [Point(s.bops, s.accuracy.value, s.cell.row) for s in summaries if s.bops and s.accuracy]
-    kept = front(points)
-    if len(points) < 2:
-        return set()
-    xs, ys = [point.bops / 1e9 for point in kept], [100 * point.accuracy for point in kept]
-    axes.step(xs, ys, where="post", color="#c4c4c4", linewidth=1.0, zorder=1.5)
-    return {(point.name, point.bops / 1e9) for point in kept}
+def _draw_front(axes: Axes, marks: Sequence[Mark]) -> None:
+    kept = sorted((mark.bops / 1e9, 100 * mark.accuracy) for mark in marks if mark.on_front)
+    if kept:
+        xs, ys = zip(*kept, strict=True)
+        axes.step(xs, ys, where="post", color="#c4c4c4", linewidth=1.0, zorder=1.5)
 
 
-def dodge(values: Sequence[float]) -> list[float]:
-    """Sideways shifts, in points of paper, for marks whose BOPs are within 3 % of their neighbour's.
-
-    >>> dodge([1.0, 5.0, 1.01])
-    [-3.25, 0.0, 3.25]
-    """
-    order = sorted(range(len(values)), key=lambda index: (values[index], index))
-    clusters: list[list[int]] = []
-    for index in order:
-        if clusters and values[index] <= 1.03 * values[clusters[-1][-1]]:
-            clusters[-1].append(index)
-        else:
-            clusters.append([index])
-    shifts = [0.0] * len(values)
-    for cluster in clusters:
-        for place, index in enumerate(sorted(cluster)):
-            shifts[index] = DODGE * (place - (len(cluster) - 1) / 2)
-    return shifts
+def _along(axes: Axes, values: Sequence[float]) -> list[float]:
+    """Where values lie on the x-axis, as shares of its length."""
+    scale = math.log if axes.get_xscale() == "log" else float
+    low, high = (scale(limit) for limit in axes.get_xlim())
+    return [(scale(value) - low) / (high - low) for value in values]
 
 
-def _draw(axes: Axes, mark: Mark, shift: float, row: int, ringed: bool) -> None:
-    figure = axes.figure
-    moved = axes.transData + ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
-    colour = COLOURS[row % len(COLOURS)]
-    solid = mark.seeds > 1
-    bar: dict[str, Any] = {
-        "color": colour,
-        "linewidth": 1.1,
-        "linestyle": "-" if solid else (0, (1, 1.2)),
-        "transform": moved,
-    }
-    axes.plot([mark.gbops] * 2, [mark.bar.low, mark.bar.high], marker="_" if solid else "", markersize=4, **bar)
-    if mark.gbops < 0.97 * mark.ceiling:  # a thread to the ceiling that the row leaves unused
-        axes.plot([mark.gbops, mark.ceiling], [mark.accuracy] * 2, color=colour, linewidth=0.6, linestyle=":", zorder=1)
-    edge = {"markeredgecolor": "black", "markeredgewidth": 1.3} if ringed else {}
-    axes.plot([mark.gbops], [mark.accuracy], transform=moved, linestyle="", **{**marker(row), **edge})
-
-
-def marker(row: int) -> dict[str, Any]:
-    """Colour and shape of a row, by its place in the suite."""
-    face = COLOURS[row % len(COLOURS)]
-    shape = MARKERS[row % len(MARKERS)]
-    size = 7.5 if shape in "PX" else 6.5
-    return {"marker": shape, "color": face, "markersize": size, "markeredgecolor": "white", "markeredgewidth": 0.6}
+def _draw(axes: Axes, mark: Mark, shift: float, row: int) -> None:
+    moved = axes.transData + ScaledTranslation(shift / 72, 0, axes.figure.dpi_scale_trans)
+    look, solid = marker(row), mark.seeds > 1
+    x, y, ceiling = mark.bops / 1e9, 100 * mark.accuracy, mark.ceiling_bops / 1e9
+    bar: dict[str, Any] = {"color": look["color"], "linewidth": 1.1, "linestyle": "-" if solid else (0, (1, 1.2))}
+    ends = [100 * mark.bar.low, 100 * mark.bar.high]
+    axes.plot([x, x], ends, marker="_" if solid else "", markersize=4, transform=moved, **bar)
+    if x < 0.97 * ceiling:  # a thread to the ceiling that the row leaves unused
+        axes.plot([x, ceiling], [y, y], color=look["color"], linewidth=0.6, linestyle=":", zorder=1)
+    edge = {"markeredgecolor": "black", "markeredgewidth": 1.3} if mark.on_front else {}
+    axes.plot([x], [y], transform=moved, linestyle="", **{**look, **edge})
 
 
 def _limit(axes: Axes, heights: Sequence[float]) -> None:
@@ -259,12 +207,6 @@ def _legend(figure: Figure, comparison: Comparison, columns: int, top: float) ->
     for drawn, text in zip(legend.get_texts(), texts, strict=True):  # labels that begin with "_" would be left out
         drawn.set_text(plain(text))
         drawn.set_parse_math(False)
-
-
-def plain(name: str, longest: int = 44) -> str:
-    """A name on one line, printable, not too long for a figure."""
-    flat = "".join(character if character.isprintable() else " " for character in name)
-    return flat if len(flat) <= longest else flat[: longest - 1] + "…"
 
 
 def save(figure: Figure, file: BinaryIO, form: str, dpi: int = 180) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ def _context(comparison: Comparison, summaries: Sequence[Summary]) -> dict[str, 
         "counts": _counts(comparison),
         "standing": standing(comparison, summaries),
         "reading": READING,
+        "wrapped": {"Verdict", *ACCOUNT_WORDS},
         "tables": summary_tables(comparison, summaries),
         "absent": absent(comparison),
         "warnings": comparison.warnings,
@@ -105,7 +106,7 @@ def standing(comparison: Comparison, summaries: Sequence[Summary]) -> str:
     tests = comparisons_called(tuple(summaries))
     return (
         f"{display.count(tests, 'paired difference')} to uniform LSQ held against zero at 95 %, one by one and not "
-        f"corrected for their number: about {tests * 0.05:.1f} would be called a difference if there were none."
+        f"corrected for their number: about {tests * 0.05:.1f} of them would be called a difference if there were none."
     )
 
 
@@ -119,19 +120,15 @@ def absent(comparison: Comparison) -> list[tuple[str, str, str, str]]:
 
 
 def _traceback(outcome: Outcome) -> str:
-    reason = outcome.result.get("reason")
-    return str(reason.get("traceback") or "") if isinstance(reason, Mapping) else ""
+    return str(outcome.observed.get("traceback") or "")
 
 
-ACCOUNT_HEADER = (
-    "Trial",
+ACCOUNT_WORDS = ("Trial", "Spent by phase, MACs", "Shown, not charged, MACs")
+ACCOUNT_NUMBERS = (
     "Granted, epochs",
     "Search, epochs",
     "Fine-tuning, epochs",
     "Spent, epochs",
-    "Spent, MACs",
-    "By phase",
-    "Shown, not charged",
     "Search, time",
     "Fine-tuning, time",
     "In all, time",
@@ -140,32 +137,27 @@ ACCOUNT_HEADER = (
 
 
 def account_table(comparison: Comparison) -> Table:
-    """Per trial: compute granted and spent by phase in recipe epochs and MACs; seconds and memory beside."""
+    """Per trial: compute granted and spent in recipe epochs, time and memory beside, then MACs by phase."""
     rows = [row for outcome in comparison.outcomes if (row := _account_row(outcome))]
-    words = {"Trial", "By phase", "Shown, not charged"}
-    return Table(ACCOUNT_HEADER, tuple(map(Row, rows)), frozenset(ACCOUNT_HEADER) - words)
+    return Table((ACCOUNT_WORDS[0], *ACCOUNT_NUMBERS, *ACCOUNT_WORDS[1:]), tuple(rows), frozenset(ACCOUNT_NUMBERS))
 
 
-def _account_row(outcome: Outcome) -> tuple[str, ...] | None:
+def _account_row(outcome: Outcome) -> Row | None:
     account = account_of(outcome)
     if account is None:
         return None
     seconds = outcome.observed.get("seconds") or {}
-    phases = [f"{entry.name}: {entry.steps} steps, {display.scaled(entry.macs, 'MACs')}" for entry in account.phases]
-    shown = [f"{entry.name} {display.scaled(entry.macs, 'MACs')}" for entry in account.shown]
-    stopped = " · search stopped" if outcome.search_stopped else ""
-    return (
-        outcome.trial.label + stopped,
-        display.epochs(account.granted_epochs),
-        display.epochs(account.epochs_of("search")),
-        display.epochs(account.epochs_of("finetune")),
-        display.epochs(account.spent_epochs),
-        display.scaled(account.spent_macs, "MACs"),
+    phases = [f"{entry.name} {display.scaled(entry.macs)} in {entry.steps} steps" for entry in account.phases]
+    spent = (account.granted_epochs, account.epochs_of("search"), account.epochs_of("finetune"), account.spent_epochs)
+    cells = (
+        outcome.trial.label + (" · search stopped" if outcome.search_stopped else ""),
+        *map(display.epochs, spent),
+        *(display.unbroken(display.duration(seconds.get(part))) for part in ("search", "finetune", "total")),
+        display.unbroken(display.size(outcome.observed.get("peak_memory_bytes"))),
         "; ".join(phases),
-        ", ".join(shown),
-        *(display.duration(seconds.get(part)) for part in ("search", "finetune", "total")),
-        display.size(outcome.observed.get("peak_memory_bytes")),
+        ", ".join(f"{entry.name} {display.scaled(entry.macs)}" for entry in account.shown),
     )
+    return Row(cells)
 
 
 def bops_table(summaries: Sequence[Summary]) -> Table:

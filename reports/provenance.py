@@ -58,7 +58,7 @@ def _weights_warnings(found: Found) -> list[str]:
         f"{model}, seed {seed}: trials started from {len(digests)} different sets of float weights; "
         "they are not properly paired"
         for (model, seed), digests in sorted(starts.items())
-        if len(digests) > 1
+        if len(digests) > 2
     ]
 
 
@@ -67,7 +67,7 @@ def environments(records: Iterable[Record]) -> list[tuple[str, list[tuple[str, i
     values: dict[str, Counter[str]] = {}
     for record in records:
         for key, value in _environment(record).items():
-            values.setdefault(key, Counter())[str(value)] += 1
+            values.setdefault(key, Counter())["unknown" if value is None else str(value)] += 1
     return [(key, sorted(counts.items(), key=lambda item: (-item[1], item[0]))) for key, counts in values.items()]
 
 

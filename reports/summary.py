@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from reports.comparison import STATE_WORDS, Cell, Comparison, State
-from reports.display import count, listing, percent
+from reports.display import count, listing, percent, unbroken
 from reports.statistics import Mean, mean_interval, paired_difference, sampling_error
 
 ENOUGH_SEEDS = 3
@@ -49,9 +49,9 @@ class Summary:
         """`3 seeds`, `1 seed × 4 draws`; `2 of 3` where not every trial is ok."""
         cell = self.cell
         if not cell.complete:
-            return f"{len(cell.ok)} of {len(cell.outcomes)}"
+            return unbroken(f"{len(cell.ok)} of {len(cell.outcomes)}")
         draws = f" × {cell.draws} draws" if cell.draws > 1 else ""
-        return count(cell.seeds_planned, "seed") + draws
+        return unbroken(count(cell.seeds_planned, "seed") + draws)
 
 
 def summarise(comparison: Comparison) -> tuple[Summary, ...]:

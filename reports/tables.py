@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reports.comparison import Comparison
-from reports.display import NOTHING, gbops, interval, paired, percent
+from reports.display import NOTHING, count, gbops, interval, paired, percent, unbroken
 from reports.statistics import mean_interval, sampling_error
 from reports.summary import Summary
 
@@ -108,7 +108,7 @@ def _start_row(comparison: Comparison, model: str) -> list[Row]:
     if not starts:
         return []
     mean = mean_interval(starts)
-    seeds = f"{mean.n} seed{'s' if mean.n > 1 else ''}"
+    seeds = unbroken(count(mean.n, "seed"))
     images = next(int(o.metrics["test_images"]) for o in comparison.outcomes if o.ok and o.trial.model == model)
     spread = interval(mean.interval) if mean.interval else f" ± {percent(sampling_error(mean.value, images))}"
     cells = ("float", "float start", seeds, NOTHING, percent(mean.value) + spread, NOTHING, NOTHING, "reference", "")

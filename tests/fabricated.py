@@ -134,11 +134,14 @@ def make_record(trial: Trial, change: Change | None = None) -> Record:
     return Record(trial.id, trial.spec.model_dump(mode="json"), result, observed)
 
 
-def fail(result: dict[str, Any], message: str = "loss is nan", status: str = "failed") -> None:
-    """Turn an ok result into one of a trial that ended early."""
+def fail(
+    result: dict[str, Any], observed: dict[str, Any], *, message: str = "loss is nan", status: str = "failed"
+) -> None:
+    """Turn an ok record into one of a trial that ended early."""
     result.clear()
-    reason = {"type": "FloatingPointError", "message": message, "traceback": f"Traceback\n  {message}"}
-    result.update(status=status, reason=reason, search_stopped=False, account={}, curves={})
+    reason = {"type": "FloatingPointError", "message": message}
+    result.update(status=status, reason=reason, search_stopped=False, account=None, curves={})
+    observed["traceback"] = f"Traceback (most recent call last):\n  {message}"
 
 
 def with_label(entry: str, label: str, **more: Any) -> MethodEntry:

@@ -277,7 +277,7 @@ def hawq_example() -> tuple[Ledger, Candidates, int, dict[str, Any]]:
 
 def hawq_objective(facts: dict[str, Any], policy: Policy) -> float:
     rows = zip(policy.values(), facts["trace"], facts["error_8"], facts["error_4"], strict=True)
-    return sum(trace * (error_8 - error_4) for bits, trace, error_8, error_4 in rows if bits.weight == 8)
+    return math.fsum(trace * (error_8 - error_4) for bits, trace, error_8, error_4 in rows if bits.weight == 8)
 
 
 def hawq_policy() -> tuple[Policy, Ledger, int, dict[str, Any]]:

@@ -267,7 +267,7 @@ def test_macs_are_those_counted_by_hand_and_only_layers_in_the_graph_count(plan:
 @given(blocks())
 def test_layers_that_read_one_tensor_are_tied_and_no_others(plan: list[Block]) -> None:
     ledger = ledger_of(replace_activations(tiny_network(plan)), TinyNetwork.image_shape)
-    expected = {}
+    expected: dict[str, str] = {}
     for index, block in enumerate(plan):
         if block.residual:
             expected |= {name: f"mixers.{index}" for name in (f"mixers.{index}", f"shortcuts.{index}")}
@@ -397,7 +397,8 @@ class Gated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.activation(x)
-        return self.gate(x) * y if self.product else y + self.activation(x)
+        out: Tensor = self.gate(x) * y if self.product else y + self.activation(x)
+        return out
 
 
 @pytest.mark.parametrize("product", [True, False])
@@ -507,8 +508,10 @@ def test_weights_are_quantized_per_output_channel_and_inputs_per_tensor(converte
         assert all(step.shape == (1,) for step in layer.input_quantizer.steps.values())
 
 
-def test_geometry_is_kept() -> None:
-    conv = nn.Conv2d(4, 8, (3, 5), stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2, bias=False)
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_geometry_is_kept(mode: str) -> None:
+    sizes = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": 2}
+    conv = nn.Conv2d(4, 8, (3, 5), **sizes, bias=False, padding_mode=mode)  # type: ignore[arg-type]
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), conv, nn.Conv2d(8, 2, 1))
     text = conv.extra_repr()
     layer = quantizable(model, (4, 12, 12)).get_submodule("2")

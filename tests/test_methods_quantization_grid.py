@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from methods.quantization.grid import GRID_KINDS, HSWISH_SHIFT, MAX_BITS, Grid, GridError, int_range, make_grid
@@ -44,6 +44,8 @@ def test_one_signed_bit_is_refused(narrow: bool) -> None:
         make_grid("signed", 1, narrow=narrow)
 
 
+@example(0, "unsigned")
+@example(MAX_BITS + 1, "unsigned")
 @given(st.integers().filter(lambda bits: not 1 <= bits <= MAX_BITS), st.sampled_from(GRID_KINDS))
 def test_widths_outside_one_to_eight_are_refused(bits: int, kind: str) -> None:
     with pytest.raises(GridError, match=f"bit-width {bits} is outside 1..{MAX_BITS}"):

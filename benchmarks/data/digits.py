@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -62,6 +63,6 @@ def load_digits_dataset(spec: DataSpec) -> Dataset:
     images = images.expand(-1, 3, -1, -1).contiguous()
     labels = torch.from_numpy(targets[order])
     ends = (0, TRAIN, TRAIN + VALIDATION, TRAIN + VALIDATION + TEST)
-    train, validation, test = (DigitsSplit(images[a:b], labels[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True))
+    train, validation, test = (DigitsSplit(images[a:b], labels[a:b]) for a, b in pairwise(ends))
     digest = hashlib.sha256(pixels[order].tobytes() + targets[order].tobytes()).hexdigest()
     return Dataset(train, validation, test, digest)

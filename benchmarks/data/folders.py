@@ -18,7 +18,7 @@ class DataError(Exception):
 
 
 def find_folder(dataset: str, given: Path | None) -> Path | None:
-    """The folder of a dataset's files: as given, or $MPBENCH_DATA/<dataset>, or ./data/<dataset>; None if it needs none.
+    """The folder of a dataset's files: as given, else $MPBENCH_DATA/<dataset>, else ./data/<dataset>; None for digits.
 
     Raises DataError naming the places that were looked at.
     """

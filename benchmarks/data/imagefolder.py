@@ -1,4 +1,4 @@
-"""ImageNet's layout, DIR/train/<class>/* and DIR/val/<class>/*: validation is carved from train, val is the test split."""
+"""ImageNet's layout, DIR/{train,val}/<class>/*: validation is carved from train, val is the test split."""
 
 from __future__ import annotations
 
@@ -54,12 +54,14 @@ def _load(path: Path, draws: NDArray[np.float64] | None, size: int) -> Tensor:
         raise DataError(f"cannot read the image {path}: {error}; replace or remove the file") from error
     pixels = T.pil_to_tensor(image)
     pixels = _centre(pixels, size) if draws is None else _random_crop(pixels, draws, size)
-    return T.normalize(T.to_dtype(pixels, torch.float32, scale=True), list(MEAN), list(DEVIATION))
+    normalized: Tensor = T.normalize(T.to_dtype(pixels, torch.float32, scale=True), list(MEAN), list(DEVIATION))
+    return normalized
 
 
 def _centre(pixels: Tensor, size: int) -> Tensor:
     resized = T.resize(pixels, [round(size * RESIZE)], InterpolationMode.BILINEAR, antialias=True)
-    return T.center_crop(resized, [size, size])
+    cropped: Tensor = T.center_crop(resized, [size, size])
+    return cropped
 
 
 def _random_crop(pixels: Tensor, draws: NDArray[np.float64], size: int) -> Tensor:
@@ -71,10 +73,10 @@ def _random_crop(pixels: Tensor, draws: NDArray[np.float64], size: int) -> Tenso
     crop_height = min(height, max(1, round((area / ratio) ** 0.5)))
     top = int(draws[2] * (height - crop_height + 1))
     left = int(draws[3] * (width - crop_width + 1))
-    crop = T.resized_crop(
+    crop: Tensor = T.resized_crop(
         pixels, top, left, crop_height, crop_width, [size, size], InterpolationMode.BILINEAR, antialias=True
     )
-    return T.horizontal_flip(crop) if draws[4] < 0.5 else crop
+    return crop.flip(-1) if draws[4] < 0.5 else crop
 
 
 def load_imagefolder(spec: DataSpec, folder: Path) -> Dataset:

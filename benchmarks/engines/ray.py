@@ -1,8 +1,10 @@
-"""Runs jobs as Ray Tune trials: first in, first out, on this machine or on a cluster. The only file that imports ray."""
+"""Runs jobs as Ray Tune trials, first in, first out, here or on a cluster. The only file that imports ray."""
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -49,22 +51,30 @@ class RayEngine:
             _connect(self.address)
         needed = {"cpu": self.resources.cpus, "gpu": self.resources.gpus}
         settings = {**asdict(replace(workspace, out=workspace.out.resolve())), "engine": "ray"}
+        storage = workspace.folder.resolve() / "ray"
         tuner = tune.Tuner(
             tune.with_resources(JobTrainable, needed),
             param_space={"workspace": settings, "job": tune.grid_search([job.to_dict() for job in jobs])},
-            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=_slots(self.resources)),
+            tune_config=tune.TuneConfig(
+                reuse_actors=True,
+                max_concurrent_trials=_slots(self.resources),
+                trial_dirname_creator=lambda trial: str(trial.config["job"]["key"]),
+            ),
             run_config=tune.RunConfig(
                 name=f"{workspace.suite}-{os.getpid()}-{int(time.time())}",
-                storage_path=str(workspace.folder.resolve() / "ray"),
+                storage_path=str(storage),
                 callbacks=[_Forward({job.key: job for job in jobs}, observer)],
                 failure_config=tune.FailureConfig(max_failures=_MAX_WORKER_DEATHS),
                 verbose=0,
             ),
         )
         tuner.fit()
+        shutil.rmtree(storage, ignore_errors=True)  # Tune's own bookkeeping; records are what counts
 
 
 def _connect(address: str | None) -> None:
+    for name in ("ray", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     os.environ["PYTHONPATH"] = python_path  # inherited by the workers of a cluster started here
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
@@ -124,6 +134,10 @@ class _Forward(tune.Callback):
 
     def __init__(self, jobs: dict[str, Job], observer: Observer) -> None:
         self.jobs, self.observer = jobs, observer
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles callbacks to restore an experiment; records do that here, and an observer holds a terminal."""
+        return {}
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         job = self.jobs[trial.config["job"]["key"]]

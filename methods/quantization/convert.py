@@ -144,7 +144,7 @@ def _macs(model: nn.Module, names: Sequence[str], image_shape: tuple[int, int, i
 
     def count(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(layer: nn.Module, inputs: Any, output: Tensor) -> None:
-            counts[name] = output[0].numel() * layer.weight[0].numel()  # type: ignore[operator, index]
+            counts[name] = output[0].numel() * layer.weight[0].numel()  # type: ignore[index]
 
         return hook
 

@@ -1,0 +1,36 @@
+"""Scores a kept network again, from its file and its record alone."""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.checkpoint import CheckpointError, load_network, network_digest
+from benchmarks.data import load_dataset
+from benchmarks.environment import configure_torch
+from benchmarks.evaluation import Score, evaluate
+from benchmarks.models import build_model, measure_ledger
+from benchmarks.record import Record
+from benchmarks.trial import quantizer_options
+from benchmarks.workspace import Workspace
+from methods.quantization.convert import convert
+from methods.quantization.cost import PINNED_BITS, with_pins
+from methods.quantization.modules import apply_policy
+from methods.quantization.policy import Policy
+
+
+def rescore(record: Record, workspace: Workspace) -> Score:
+    """Score a kept network on test. Raises CheckpointError if it was not kept, or is not the record's."""
+    spec, path = record.trial_spec, workspace.network(record.id)
+    configure_torch(workspace.threads, workspace.device)
+    state = load_network(path)
+    if network_digest(state) != record.result["network_digest"]:
+        raise CheckpointError(f"{path}: not the network of record {record.id}; delete both and run the suite again")
+    policy = None if record.result["policy"] is None else Policy.from_dict(record.result["policy"])
+    model, ledger = build_model(spec.model, spec.data), measure_ledger(spec.model, spec.data)
+    bits = policy or {layer.name: PINNED_BITS for layer in ledger if not layer.pinned}
+    convert(model, ledger, {name: [chosen] for name, chosen in bits.items()}, quantizer_options(spec))
+    model.load_state_dict(state)
+    if policy is not None:
+        apply_policy(model, with_pins(ledger, policy))
+    device = torch.device(workspace.device)
+    return evaluate(model.to(device), load_dataset(spec.data, workspace.data).test, device)
