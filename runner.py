@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.data.folders import DataError, find_folder, fit_classes
 from benchmarks.engines import Engine, EngineError, Job, Outcome, jobs_of, run_jobs
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from benchmarks.training import Progress
 
 app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False, help=__doc__)
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 FAILED, WRONG_USE = 1, 2
@@ -277,13 +276,11 @@ def list_everything(as_json: JsonOption = False) -> None:
     suites = {name: load_suite(name).description for name in suite_names()}
     methods = {name: (load_method(name).__doc__ or "").partition("\n")[0] for name in sorted(known_methods())}
     if as_json:
-        console.print_json(json.dumps({"suites": suites, "methods": methods}))
+        print(json.dumps({"suites": suites, "methods": methods}))
         return
     for title, rows in (("suite", suites), ("method", methods)):
-        table = Table(title, "what it is", box=None, pad_edge=False)
-        for name, text in rows.items():
-            table.add_row(name, text)
-        console.print(table, "")
+        _print_columns([(title, "what it is"), *rows.items()])
+        print()
     console.print("next: python runner.py plan --suite NAME, then python runner.py --suite NAME")
 
 
@@ -310,12 +307,12 @@ def show_plan(
     if as_json:
         print(json.dumps([{"id": t.id, "label": t.label, "status": s, "spec": t.spec.model_dump()} for t, s in rows]))
         return
-    table = Table("id", "network", "method", "ceiling", "MBOPs", "seed", "draw", "status", box=None, pad_edge=False)
+    cells = [("id", "network", "method", "ceiling", "MBOPs", "seed", "draw", "status")]
     for trial, status in rows:
         spec = trial.spec
         budget = "-" if spec.ceiling_bops is None else f"{spec.ceiling_bops / 1e6:,.2f}"
-        table.add_row(trial.id, trial.model, trial.row, trial.ceiling, budget, str(spec.seed), str(spec.draw), status)
-    console.print(table)
+        cells.append((trial.id, trial.model, trial.row, trial.ceiling, budget, str(spec.seed), str(spec.draw), status))
+    _print_columns(cells)
     for warning in session.plan.warnings:
         errors.print(f"warning: {warning}", markup=False)
     epochs = sum(trial.spec.compute.epochs for trial in session.plan.trials)
@@ -324,6 +321,13 @@ def show_plan(
         f"{len(session.plan.starts)} float starts; {len(session.missing())} to run"
     )
     console.print(f"next: python runner.py --suite {suite}", markup=False)
+
+
+def _print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Aligned plain text: suites have hundreds of trials, for which rich's tables take a second."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 @app.command()

@@ -379,12 +379,12 @@ def plan(suite: Suite) -> Plan:
 def _cell(suite: Suite, model: ModelSpec, ledger: Ledger, ceiling: str, budget: int) -> Iterator[Trial]:
     published = suite.weights == "given" and model.weights is not None
     for entry in suite.methods:
-        method = load_method(entry.name)
+        method, options = load_method(entry.name), options_of(entry)
         share = suite.compute.share_of(entry.name) if method.searches else 0.0
         for seed in suite.seeds:
             for draw in range(entry.draws):
                 spec = TrialSpec(
-                    method=MethodSpec(name=entry.name, version=method.version, options=options_of(entry)),
+                    method=MethodSpec(name=entry.name, version=method.version, options=options),
                     model=model if published else model.model_copy(update={"weights": None}),
                     data=suite.data,
                     pretraining=None if published else suite.pretraining,

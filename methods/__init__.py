@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ class UnknownMethodError(ValueError):
     """A method's name that is neither registered nor brought by a plug-in."""
 
 
+@cache
 def known_methods() -> dict[str, str]:
     """Every method by name: the table above, then plug-ins; a plug-in cannot take a name from the table."""
     plugins = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}

@@ -58,7 +58,7 @@ def _weights_warnings(found: Found) -> list[str]:
         f"{model}, seed {seed}: trials started from {len(digests)} different sets of float weights; "
         "they are not properly paired"
         for (model, seed), digests in sorted(starts.items())
-        if len(digests) > 2
+        if len(digests) > 1
     ]
 
 
