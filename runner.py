@@ -19,8 +19,9 @@ from rich.console import Console
 
 from benchmarks.data.folders import DataError, find_folder, fit_classes
 from benchmarks.engines import Engine, EngineError, Job, Outcome, jobs_of, run_jobs
+from benchmarks.messages import SuiteError, unknown
 from benchmarks.record import Record, RecordError
-from benchmarks.suite import Plan, Suite, SuiteError, Trial, load_suite, plan, select, suite_names, unknown
+from benchmarks.suite import Plan, Suite, Trial, load_suite, plan, select, suite_names
 from benchmarks.workspace import Workspace
 from methods import UnknownMethodError, known_methods, load_method
 
@@ -254,7 +255,7 @@ def _say_where(session: Session) -> None:
 
 def _report(session: Session, *, always: bool = False) -> None:
     """Build the report unless the one there is of the same records."""
-    from benchmarks.suite import digest
+    from benchmarks.spec import digest
 
     records = session.workspace.records
     found = {trial.id: record.checksum for trial in session.plan.trials if (record := records.get(trial.id))}

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.data.folders import DataError, class_names, find_folder
-from benchmarks.suite import Suite, SuiteError, plan
+from benchmarks.messages import SuiteError
+from benchmarks.suite import Suite, plan
 
 _PACKAGES = ("torch", "torchvision", "ray", "mlflow", "pandas", "matplotlib", "scipy", "scikit-learn", "pydantic")
 _MIN_DISK_GB = 2

@@ -10,7 +10,9 @@ from torchvision import models as zoo
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from benchmarks.ledgers import ledger_path
-from benchmarks.suite import DataSpec, ModelSpec, SuiteError, load_suite, suite_names
+from benchmarks.messages import SuiteError
+from benchmarks.spec import DataSpec, ModelSpec
+from benchmarks.suite import load_suite, suite_names
 from methods.quantization.convert import ledger_of, replace_activations
 from methods.quantization.cost import Ledger, ledger_to_json
 

@@ -21,7 +21,7 @@ from benchmarks.data import Dataset
 from benchmarks.data.stream import stream_seed
 from benchmarks.evaluation import evaluate, recalibrate_bn
 from benchmarks.models import build_model, published_weights
-from benchmarks.suite import StartSpec
+from benchmarks.spec import StartSpec
 from benchmarks.training import Loop, Problem, Progress, WeightTraining
 from benchmarks.workspace import Workspace
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
-from benchmarks.suite import TrialSpec, canonical_json
+from benchmarks.spec import TrialSpec, canonical_json
 
 SCHEMA = 1
 

@@ -1,208 +1,42 @@
-"""What is compared: suites, read from YAML, and the trials that they expand to.
-
-Frozen, validated, hashed, free of torch.
-
-A trial's identity is the hash of its `TrialSpec`; everything in a spec changes results, nothing else does.
-"""
+"""What is compared: suites, read from YAML, and the trials that they expand to. Free of torch."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from benchmarks.ledgers import ledger_for
+from benchmarks.messages import SuiteError, explain, unknown
+from benchmarks.spec import (
+    ComputeSpec,
+    Config,
+    DataSpec,
+    MethodSpec,
+    ModelName,
+    ModelSpec,
+    Pretraining,
+    QuantizerSpec,
+    Recipe,
+    Space,
+    StartSpec,
+    TrialSpec,
+)
 from methods import known_methods, load_method
 from methods.allocation import count_feasible
 from methods.quantization.cost import Ledger, bops, uniform_bits
 from methods.quantization.policy import Candidates, LayerBits
 
-PROTOCOL = 1
-"""Raised when a change of the harness changes results; part of every trial's id."""
-
 SUITES = Path(__file__).parent / "suites"
 
+
 FEW_POLICIES = 100
-
-
-class SuiteError(ValueError):
-    """A suite, trial or option that cannot be used; the message says what to change."""
-
-
-class Config(BaseModel):
-    """Base of every part of a suite: keyword-only, frozen, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-Bits = Annotated[int, Field(ge=1, le=8)]
-ModelName = Literal["mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "resnet18"]
-
-
-class ModelSpec(Config):
-    """A network's construction. width: multiplier of a MobileNet's channels, or a ResNet's first width over 64.
-
-    form: `imagenet` as published; `small` for small images: stride-1 stem, no max-pooling.
-    weights: a torchvision weights enum to start from; none: the suite's float pretraining.
-    """
-
-    name: ModelName
-    width: float = Field(1.0, gt=0, le=4)
-    form: Literal["imagenet", "small"] = "imagenet"
-    weights: str | None = None
-
-
-class DataSpec(Config):
-    """Dataset and image pipeline."""
-
-    dataset: Literal["digits", "imagefolder"]
-    image_size: int = Field(ge=8, le=1024)
-    classes: int = Field(ge=2)
-    augment: Literal["none", "affine", "crop-flip"] = "none"
-
-
-class Space(Config):
-    """Candidate widths of the searchable layers; first and last layer are 8x8 and shared input grids are tied."""
-
-    weights: tuple[Bits, ...] = Field(min_length=1)
-    activations: tuple[Bits, ...] = Field(min_length=1)
-
-    @field_validator("weights", "activations")
-    @classmethod
-    def _ascending(cls, widths: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(widths)) != len(widths):
-            raise ValueError(f"widths must differ, got {list(widths)}")
-        return tuple(sorted(widths))
-
-    @field_validator("weights")
-    @classmethod
-    def _signed(cls, widths: tuple[int, ...]) -> tuple[int, ...]:
-        if 1 in widths:
-            raise ValueError("weights are signed and need at least 2 bits")
-        return widths
-
-
-class QuantizerSpec(Config):
-    """How every method's quantizer is built; see methods/quantization."""
-
-    parameterisation: Literal["lsq"] = "lsq"
-    gradient_scale: Literal["shared", "tensor", "batch", "none"] = "shared"
-    signed: Literal["narrow", "full"] = "narrow"
-    padding: Literal["zero-code", "zero"] = "zero-code"
-
-
-class OptimizerSpec(Config):
-    name: Literal["adam", "sgd"] = "adam"
-    lr: float = Field(gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-
-
-class Recipe(Config):
-    """How weights are trained, alike for every method.
-
-    step_lr_scale: learning rate of quantizer steps over that of weights. activation_first: share of the fine-tuning
-    with quantized activations and float weights.
-    """
-
-    optimizer: OptimizerSpec
-    batch_size: int = Field(64, ge=2)
-    micro_batch: int = Field(64, ge=2)
-    warmup_share: float = Field(0.0, ge=0, lt=1)
-    step_lr_scale: float = Field(1.0, gt=0)
-    activation_first: float = Field(0.0, ge=0, lt=1)
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    max_norm: float | None = Field(None, gt=0)
-    precision: Literal["float32", "bfloat16"] = "float32"
-
-    @model_validator(mode="after")
-    def _divides(self) -> Self:
-        if self.batch_size % self.micro_batch:
-            raise ValueError(f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}")
-        return self
-
-
-class Pretraining(Config):
-    """Float training that trials of one model and seed share, cached by the hash of its specification."""
-
-    epochs: int = Field(ge=1)
-    recipe: Recipe
-
-
-class ComputeSpec(Config):
-    """epochs: recipe epochs granted to every trial; search_share: the part of them that a search may spend."""
-
-    epochs: float = Field(gt=0)
-    search_share: float = Field(0.0, ge=0, lt=1)
-
-
-class MethodSpec(Config):
-    name: str
-    version: int
-    options: dict[str, Any]
-
-
-class StartSpec(Config):
-    """Everything that a trial's float start hangs on; its hash is the start's key in the cache.
-
-    pretraining: None for published weights, which are alike for every seed.
-    """
-
-    protocol: int = PROTOCOL
-    model: ModelSpec
-    data: DataSpec
-    pretraining: Pretraining | None
-    seed: int
-
-    @cached_property
-    def key(self) -> str:
-        return digest(self.model_dump(mode="json"))
-
-
-class TrialSpec(Config):
-    """Everything that a trial's result hangs on. ceiling_bops: None for the float control, which has no BOPs."""
-
-    protocol: int = PROTOCOL
-    method: MethodSpec
-    model: ModelSpec
-    data: DataSpec
-    pretraining: Pretraining | None
-    space: Space
-    ceiling_bops: int | None
-    quantizer: QuantizerSpec
-    recipe: Recipe
-    compute: ComputeSpec
-    seed: int
-    draw: int = 0
-
-    @cached_property
-    def id(self) -> str:
-        return digest(self.model_dump(mode="json"))
-
-    @property
-    def start(self) -> StartSpec:
-        """The float network that this trial starts from."""
-        seed = 0 if self.pretraining is None else self.seed
-        return StartSpec(model=self.model, data=self.data, pretraining=self.pretraining, seed=seed)
-
-
-def canonical_json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def digest(value: Any) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of `value`'s canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
 
 
 class MethodEntry(Config):
@@ -250,6 +84,7 @@ class ComputeGrant(Config):
 
 Ceiling = str | int | dict[ModelName, int]
 """`uniform:w4a4`, a number of BOPs, or a number per model."""
+
 
 _UNIFORM = re.compile(r"uniform:w(\d)a(\d)")
 
@@ -499,38 +334,3 @@ def select(suite: Suite, *, methods: Sequence[str], models: Sequence[str], seeds
     return suite.model_copy(
         update={"methods": tuple(entries), "models": tuple(kept), "seeds": tuple(seeds) or suite.seeds}
     )
-
-
-def unknown(what: str, name: str, known: Sequence[str]) -> str:
-    """`unknown method 'metamx'; known: hawq, metamix; did you mean 'metamix'?`"""
-    near = get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {name!r}; known: {', '.join(known)}{hint}"
-
-
-def explain(error: ValidationError, kind: type[BaseModel]) -> str:
-    """The first thing wrong, in one line; for an unknown key also the known keys and the nearest."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"{where}: {unknown('key', str(first['loc'][-1]), _keys_at(kind, first['loc'][:-1]))}"
-    if first["type"] == "literal_error":
-        known = [part.strip(" '") for part in re.split(r",| or ", first["ctx"]["expected"])]
-        return f"{where}: {unknown('value', str(first['input']), known)}"
-    message = str(first["msg"]).removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message
-
-
-def _keys_at(kind: Any, location: Sequence[int | str]) -> list[str]:
-    """Field names of the model that sits at `location` inside `kind`."""
-    for part in location:
-        if isinstance(part, str) and part in kind.model_fields:
-            kind = _model_in(kind.model_fields[part].annotation)
-    return list(kind.model_fields)
-
-
-def _model_in(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    inner = (_model_in(part) for part in getattr(annotation, "__args__", ()))
-    return next((model for model in inner if model is not None), None)

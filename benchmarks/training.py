@@ -17,7 +17,7 @@ from torch.optim import SGD, Adam, Optimizer
 from benchmarks.compute import Account, measure_macs
 from benchmarks.data import Dataset, Subset, permutation
 from benchmarks.data.stream import Stream, stream_seed, torch_stream
-from benchmarks.suite import OptimizerSpec, Recipe
+from benchmarks.spec import OptimizerSpec, Recipe
 from methods.contract import Batch, MicroBatch, Phase
 from methods.quantization.cost import Ledger
 from methods.quantization.modules import Quantizer, apply_policy, initialise_weight_steps, project_steps

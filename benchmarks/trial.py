@@ -28,11 +28,13 @@ from benchmarks.data.folders import DataError
 from benchmarks.data.stream import stream_seed
 from benchmarks.environment import configure_torch, describe
 from benchmarks.evaluation import Score, evaluate, recalibrate_bn
+from benchmarks.messages import SuiteError
 from benchmarks.models import build_model, measure_ledger
 from benchmarks.pretraining import Start, float_start
 from benchmarks.record import Record, Status
 from benchmarks.result import cost_of, layer_rows
-from benchmarks.suite import SuiteError, TrialSpec, candidates_of
+from benchmarks.spec import TrialSpec
+from benchmarks.suite import candidates_of
 from benchmarks.training import Loop, Problem, Progress, WeightTraining
 from benchmarks.workspace import Workspace
 from methods import load_method

@@ -10,7 +10,8 @@ from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from benchmarks.record import Record, RecordError
-from benchmarks.suite import FLOAT_CEILING, Plan, Trial, ceiling_name, digest
+from benchmarks.spec import digest
+from benchmarks.suite import FLOAT_CEILING, Plan, Trial, ceiling_name
 from reports.provenance import ComparisonError, check_comparable, provenance_warnings
 
 __all__ = ["Cell", "Comparison", "ComparisonError", "Outcome", "State", "gather"]

@@ -44,8 +44,7 @@ def marks_of(summaries: Sequence[Summary]) -> list[Mark]:
         value, cell = summary.accuracy.value, summary.cell
         bar = summary.accuracy.interval or wilson_interval(value, summary.test_images)
         ceiling = cell.outcomes[0].trial.spec.ceiling_bops or 0
-        on_front = enough(summary) and _point(summary) in kept
-        marks.append(Mark(cell.row, summary.bops, value, bar, summary.accuracy.n, ceiling, on_front))
+        marks.append(Mark(cell.row, summary.bops, value, bar, summary.accuracy.n, ceiling, _point(summary) in kept))
     return marks
 
 

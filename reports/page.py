@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from benchmarks.suite import PROTOCOL
+from benchmarks.spec import PROTOCOL
 from methods.quantization.cost import CONVENTIONS
 from reports import display
 from reports.account import account_of

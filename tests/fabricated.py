@@ -9,24 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import Record, Records
-from benchmarks.suite import (
-    FLOAT_CEILING,
-    ComputeGrant,
+from benchmarks.spec import (
     ComputeSpec,
     DataSpec,
-    MethodEntry,
     MethodSpec,
     ModelSpec,
     OptimizerSpec,
-    Plan,
     Pretraining,
     QuantizerSpec,
     Recipe,
     Space,
-    Suite,
-    Trial,
     TrialSpec,
 )
+from benchmarks.suite import FLOAT_CEILING, ComputeGrant, MethodEntry, Plan, Suite, Trial
 from methods.quantization.cost import CONVENTIONS, Layer, Ledger, bops, uniform_bits, weight_bytes
 from methods.quantization.policy import LayerBits
 

@@ -91,8 +91,8 @@ def layer_bits(*, low: int = 2) -> SearchStrategy[LayerBits]:
 
 @st.composite
 def ledgers(draw: DrawFn, *, max_layers: int = 5) -> Ledger:
-    """Networks of pinned ends and up to `max_layers` searchable layers, of which two may share an input, side by side or
-    not (as ResNet's downsampling), with the pinned first layer or without it.
+    """Networks of pinned ends and up to `max_layers` searchable layers, of which two may share an input, side by
+    side or not (as ResNet's downsampling), with the pinned first layer or without it.
 
     Brute force over 3 candidates in each of 5 layers is 243 policies. MACs start at 1: a layer without work has
     no costs to compare. They stay below 100, which makes equal sums likely.

@@ -234,6 +234,15 @@ def test_ties_bind_activations_and_leave_weights_free() -> None:
     assert set(group.choices) == {(LayerBits(v, a), LayerBits(w, a)) for v in (4, 8) for w in (4, 8) for a in (4, 8)}
 
 
+def test_every_tied_layer_s_penalty_and_cost_count() -> None:
+    # "a" would rather have 4 bits and "b" 8; the stronger wish wins, and "a" costs ten times what "b" costs.
+    choices = {name: [LayerBits(4, 4), LayerBits(4, 8)] for name in ("a", "b")}
+    wishes = {("a", 4): 0.0, ("a", 8): 1.0, ("b", 4): 2.0, ("b", 8): 0.0}
+    for ceiling, activation in ((11 * 32, 8), (11 * 32 - 1, 4)):
+        policy = best_policy(two_tied(), choices, ceiling, lambda name, bits: wishes[name, bits.activation])
+        assert {bits.activation for bits in policy.values()} == {activation}
+
+
 def test_a_layer_tied_to_a_pinned_one_gets_its_activation_bits() -> None:
     choices = {"b": [LayerBits(w, a) for w in (4, 8) for a in (4, 8)]}
     (group,) = groups_of(two_tied(pinned=True), choices)

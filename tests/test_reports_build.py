@@ -116,19 +116,22 @@ def test_one_seed_highlights_nobody(tmp_path):
     assert all(row["test_accuracy_low"] == "" for row in read_csv(tmp_path / "out" / "summary.csv"))
 
 
-def test_three_seeds_highlight_the_difference_that_is_shown(tmp_path):
-    def change(trial, result, observed):
-        gain = 0.04 if trial.row == "hawq" else 0.0
-        result["metrics"]["test_accuracy"] = 0.9 + 0.001 * trial.spec.seed * (1 + (trial.row == "hawq")) + gain
+def test_three_seeds_highlight_the_difference_that_is_shown_and_no_other(tmp_path):
+    gains = {"hawq": (0.04, 0.041, 0.042), "metamix": (0.05, -0.01, 0.04)}
 
-    _, html = page_of(tmp_path, ["uniform-lsq", "hawq"], change, seeds=(0, 1, 2))
+    def change(trial, result, observed):
+        result["metrics"]["test_accuracy"] = 0.9 + gains.get(trial.row, (0, 0, 0))[trial.spec.seed]
+
+    methods = ["uniform-lsq", *gains]
+    _, html = page_of(tmp_path, methods, change, seeds=(0, 1, 2))
     page = Page(html)
     assert "higher than uniform-lsq" in page.text
     assert "+4.10\u00a0[+3.85,\u00a0+4.35], 3\u00a0pairs" in "".join(page.words)
-    (table,) = tables_of(tmp_path, ["uniform-lsq", "hawq"], change, seeds=(0, 1, 2)).values()
-    assert html.count("<strong>") == 1 + html.count("<strong>What stays float")
-    assert [row.strong is not None for row in table.rows] == [False, False, True]
-    assert table.rows[2].cells[table.rows[2].strong].startswith("+4.10")
+    assert html.count("<strong>") == 2  # that difference, and what stays float
+    (table,) = tables_of(tmp_path, methods, change, seeds=(0, 1, 2)).values()
+    strong = {row.cells[1]: row.strong for row in table.rows if row.strong is not None}
+    assert list(strong) == ["hawq"]
+    assert table.header[strong["hawq"]] == "Δ uniform LSQ, points"
 
 
 def test_failed_refused_and_missing_trials_are_shown_with_their_reasons(tmp_path):

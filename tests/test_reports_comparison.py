@@ -143,6 +143,17 @@ def test_an_incomplete_row_and_an_incomplete_baseline_are_called_nothing():
     assert only(gather(plan, shelf), "metamix").verdict.text == "no complete baseline"
 
 
+def test_differences_to_uniform_lsq_use_the_same_ceiling():
+    plan = make_plan(make_suite(["uniform-lsq", "hawq"], ceilings=("uniform:w4a4", "uniform:w4a8"), seeds=(0, 1)))
+
+    def change(trial, result, observed):
+        base = 0.7 if trial.ceiling == "uniform:w4a4" else 0.9
+        result["metrics"]["test_accuracy"] = base + (0.01 if trial.row == "hawq" else 0.0)
+
+    summaries = [s for s in summarise(gather(plan, Shelf(plan, change))) if s.cell.row == "hawq"]
+    assert [s.to_uniform.value for s in summaries] == [pytest.approx(0.01)] * 2
+
+
 def test_differences_to_float_use_the_control_of_the_same_network():
     plan = make_plan(make_suite(["float", "uniform-lsq"], models=("mobilenet_v2", "resnet18"), seeds=(0, 1)))
 

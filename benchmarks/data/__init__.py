@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.suite import DataSpec
+from benchmarks.spec import DataSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,7 +15,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from benchmarks.data import Dataset, permutation
-from benchmarks.suite import DataSpec, SuiteError
+from benchmarks.messages import SuiteError
+from benchmarks.spec import DataSpec
 
 TRAIN, VALIDATION, TEST = 960, 237, 600
 _SPLIT_SEED = 0

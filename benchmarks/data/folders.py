@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from benchmarks.suite import DataSpec
+from benchmarks.spec import DataSpec
 
 DATA_VARIABLE = "MPBENCH_DATA"
 """Environment variable that names the folder with one folder per dataset."""

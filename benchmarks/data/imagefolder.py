@@ -18,7 +18,8 @@ from torchvision.transforms.v2 import functional as T
 
 from benchmarks.data import Dataset, Split, Subset, permutation
 from benchmarks.data.folders import DataError, class_names
-from benchmarks.suite import DataSpec, SuiteError
+from benchmarks.messages import SuiteError
+from benchmarks.spec import DataSpec
 
 SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm"}
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

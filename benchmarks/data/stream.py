@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.data import AUGMENTATION_DRAWS, Split, counted_generator, permutation
-from benchmarks.suite import SuiteError
+from benchmarks.messages import SuiteError
 from methods.contract import Batch, MicroBatch
 
 _ORDER, _AUGMENTATION = 0, 1

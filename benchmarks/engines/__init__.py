@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from benchmarks.suite import Plan, StartSpec, TrialSpec
+from benchmarks.spec import StartSpec, TrialSpec
+from benchmarks.suite import Plan
 from benchmarks.workspace import Workspace
 
 if TYPE_CHECKING:

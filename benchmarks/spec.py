@@ -1,0 +1,184 @@
+"""What a trial is: everything that its result hangs on, frozen, validated and hashed. Free of torch.
+
+A trial's identity is the hash of its `TrialSpec`; everything in a spec changes results, nothing else does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+PROTOCOL = 1
+"""Raised when a change of the harness changes results; part of every trial's id."""
+
+
+class Config(BaseModel):
+    """Base of every part of a suite: keyword-only, frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Bits = Annotated[int, Field(ge=1, le=8)]
+
+
+ModelName = Literal["mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "resnet18"]
+
+
+class ModelSpec(Config):
+    """A network's construction. width: multiplier of a MobileNet's channels, or a ResNet's first width over 64.
+
+    form: `imagenet` as published; `small` for small images: stride-1 stem, no max-pooling.
+    weights: a torchvision weights enum to start from; none: the suite's float pretraining.
+    """
+
+    name: ModelName
+    width: float = Field(1.0, gt=0, le=4)
+    form: Literal["imagenet", "small"] = "imagenet"
+    weights: str | None = None
+
+
+class DataSpec(Config):
+    """Dataset and image pipeline."""
+
+    dataset: Literal["digits", "imagefolder"]
+    image_size: int = Field(ge=8, le=1024)
+    classes: int = Field(ge=2)
+    augment: Literal["none", "affine", "crop-flip"] = "none"
+
+
+class Space(Config):
+    """Candidate widths of the searchable layers; first and last layer are 8x8 and shared input grids are tied."""
+
+    weights: tuple[Bits, ...] = Field(min_length=1)
+    activations: tuple[Bits, ...] = Field(min_length=1)
+
+    @field_validator("weights", "activations")
+    @classmethod
+    def _ascending(cls, widths: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(widths)) != len(widths):
+            raise ValueError(f"widths must differ, got {list(widths)}")
+        return tuple(sorted(widths))
+
+    @field_validator("weights")
+    @classmethod
+    def _signed(cls, widths: tuple[int, ...]) -> tuple[int, ...]:
+        if 1 in widths:
+            raise ValueError("weights are signed and need at least 2 bits")
+        return widths
+
+
+class QuantizerSpec(Config):
+    """How every method's quantizer is built; see methods/quantization."""
+
+    parameterisation: Literal["lsq"] = "lsq"
+    gradient_scale: Literal["shared", "tensor", "batch", "none"] = "shared"
+    signed: Literal["narrow", "full"] = "narrow"
+    padding: Literal["zero-code", "zero"] = "zero-code"
+
+
+class OptimizerSpec(Config):
+    name: Literal["adam", "sgd"] = "adam"
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+
+
+class Recipe(Config):
+    """How weights are trained, alike for every method.
+
+    step_lr_scale: learning rate of quantizer steps over that of weights. activation_first: share of the fine-tuning
+    with quantized activations and float weights.
+    """
+
+    optimizer: OptimizerSpec
+    batch_size: int = Field(64, ge=2)
+    micro_batch: int = Field(64, ge=2)
+    warmup_share: float = Field(0.0, ge=0, lt=1)
+    step_lr_scale: float = Field(1.0, gt=0)
+    activation_first: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    max_norm: float | None = Field(None, gt=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.batch_size % self.micro_batch:
+            raise ValueError(f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}")
+        return self
+
+
+class Pretraining(Config):
+    """Float training that trials of one model and seed share, cached by the hash of its specification."""
+
+    epochs: int = Field(ge=1)
+    recipe: Recipe
+
+
+class ComputeSpec(Config):
+    """epochs: recipe epochs granted to every trial; search_share: the part of them that a search may spend."""
+
+    epochs: float = Field(gt=0)
+    search_share: float = Field(0.0, ge=0, lt=1)
+
+
+class MethodSpec(Config):
+    name: str
+    version: int
+    options: dict[str, Any]
+
+
+class StartSpec(Config):
+    """Everything that a trial's float start hangs on; its hash is the start's key in the cache.
+
+    pretraining: None for published weights, which are alike for every seed.
+    """
+
+    protocol: int = PROTOCOL
+    model: ModelSpec
+    data: DataSpec
+    pretraining: Pretraining | None
+    seed: int
+
+    @cached_property
+    def key(self) -> str:
+        return digest(self.model_dump(mode="json"))
+
+
+class TrialSpec(Config):
+    """Everything that a trial's result hangs on. ceiling_bops: None for the float control, which has no BOPs."""
+
+    protocol: int = PROTOCOL
+    method: MethodSpec
+    model: ModelSpec
+    data: DataSpec
+    pretraining: Pretraining | None
+    space: Space
+    ceiling_bops: int | None
+    quantizer: QuantizerSpec
+    recipe: Recipe
+    compute: ComputeSpec
+    seed: int
+    draw: int = 0
+
+    @cached_property
+    def id(self) -> str:
+        return digest(self.model_dump(mode="json"))
+
+    @property
+    def start(self) -> StartSpec:
+        """The float network that this trial starts from."""
+        seed = 0 if self.pretraining is None else self.seed
+        return StartSpec(model=self.model, data=self.data, pretraining=self.pretraining, seed=seed)
+
+
+def canonical_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of `value`'s canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
