@@ -132,7 +132,10 @@ def _ceilings(axes: Axes, summaries: Sequence[Summary]) -> None:
     ends = [-1.0, -1.0]  # where the labels of the lower and of the upper line end, in shares of the axis
     for gbops, share in sorted(zip(names, _along(axes, list(names)), strict=True)):
         axes.axvline(gbops, color="#c9c9c9", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0.5)
-        label = plain(" = ".join(name.removeprefix("uniform:") for name in names[gbops]), 18)
+        own = [
+            name.removeprefix("uniform:") if name.startswith("uniform:") else f"{gbops:.4g}" for name in names[gbops]
+        ]
+        label = " = ".join(own)
         half = 0.009 * len(label)
         line = 0 if share - half > ends[0] else 1
         ends[line] = share + half
