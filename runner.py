@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from benchmarks.tracking import Tracker
     from benchmarks.training import Progress
 
-app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
-FAILED, WRONG_USE = 1, 2
+FAILED, WRONG_USE, STOPPED = 1, 2, 130
 
 SuiteOption = Annotated[str, typer.Option("--suite", help="A suite's name, or a YAML file.")]
 DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of the dataset's files (train/ and val/).")]
@@ -48,7 +48,6 @@ EngineOption = Annotated[str, typer.Option("--engine", help="ray, or local (this
 AddressOption = Annotated[str | None, typer.Option("--address", help="Join the Ray cluster at this address.")]
 TrackingOption = Annotated[str | None, typer.Option("--tracking-uri", help="MLflow server to log to.")]
 RetryOption = Annotated[str | None, typer.Option("--retry", help="`failed`: run failed trials again.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda, for the local engine.")]
 
 DEFAULT_OUT = Path("runs")
 
@@ -139,14 +138,13 @@ def run(
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
     retry: RetryOption = None,
     tracking_uri: TrackingOption = None,
-    device: DeviceOption = "cpu",
 ) -> None:
     """Run a suite and report; what is done already is not done again."""
     if engine not in ("ray", "local"):
         raise SuiteError(unknown("engine", engine, ["ray", "local"]))
     if retry not in (None, "failed"):
         raise SuiteError(unknown("value of --retry", str(retry), ["failed"]))
-    session = _session(suite, out, data, methods, models, seeds, overrides, engine=engine, device=device)
+    session = _session(suite, out, data, methods, models, seeds, overrides, engine=engine)
     _check_writable(out)
     for warning in session.plan.warnings:
         errors.print(f"warning: {warning}", markup=False)
@@ -171,7 +169,7 @@ def _engine(name: str, address: str | None, suite: Suite) -> Engine:
     if name == "local":
         from benchmarks.engines.local import LocalEngine
 
-        return LocalEngine()
+        return LocalEngine(suite.resources)
     from benchmarks.engines.ray import RayEngine
 
     return RayEngine(suite.resources, address)
@@ -229,14 +227,23 @@ def _finish(session: Session, lost: dict[str, str]) -> None:
     records = [session.workspace.records.get(trial.id) for trial in session.plan.trials]
     failed = [record for record in records if record and record.status in ("failed", "over_ceiling")]
     names = {job.key: job.label for job in session.jobs}
-    for key, message in lost.items():
-        errors.print(f"lost: {names[key]}: {message}", markup=False)
+    for message, keys in _by_message(lost).items():
+        more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+        errors.print(f"lost: {names[keys[0]]}{more}: {message}", markup=False)
     for record in failed:
         errors.print(f"{record.status}: {names[record.id]}: {record.result['reason']['message']}", markup=False)
     _say_where(session)
     if failed or lost:
         console.print("some trials failed or were lost: run the same command again (--retry failed for failed ones)")
         raise typer.Exit(FAILED)
+
+
+def _by_message(lost: dict[str, str]) -> dict[str, list[str]]:
+    """Lost jobs grouped by what they died of: one missing file may cost a whole suite."""
+    groups: dict[str, list[str]] = {}
+    for key, message in lost.items():
+        groups.setdefault(message, []).append(key)
+    return groups
 
 
 def _say_where(session: Session) -> None:
@@ -264,8 +271,12 @@ def _report(session: Session, *, always: bool = False) -> None:
     if not always and stamp_file.exists() and stamp_file.read_text(encoding="utf-8") == stamp:
         return
     from reports.build import build_report
+    from reports.comparison import ComparisonError
 
-    report = build_report(session.plan, records, session.workspace.report)
+    try:
+        report = build_report(session.plan, records, session.workspace.report)
+    except ComparisonError as error:
+        raise SuiteError(str(error)) from error
     for warning in report.warnings:
         errors.print(f"warning: {warning}", markup=False)
     stamp_file.write_text(stamp, encoding="utf-8")
@@ -355,18 +366,17 @@ def trial(
     data: DataOption = None,
     out: OutOption = DEFAULT_OUT,
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
-    device: DeviceOption = "cpu",
 ) -> None:
     """Run one trial in this process: for job arrays without Ray."""
     from benchmarks.engines.local import LocalEngine
     from benchmarks.progress import View
 
-    session = _session(suite, out, data, overrides=overrides, device=device)
-    _check_writable(out)
+    session = _session(suite, out, data, overrides=overrides)
     chosen = _find(trial_id, session)
+    _check_writable(out)
     job = next(job for job in session.jobs if job.key == chosen.id)
     with View(console, [job], {job.key: 1.0}, session.workspace.records) as view:
-        lost = run_jobs(LocalEngine(), [job], session.workspace, view)
+        lost = run_jobs(LocalEngine(session.suite.resources), [job], session.workspace, view)
     if lost:
         errors.print(f"lost: {job.label}: {lost[job.key]}", markup=False)
         raise typer.Exit(FAILED)
@@ -393,10 +403,9 @@ def evaluate(
     data: DataOption = None,
     out: OutOption = DEFAULT_OUT,
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
-    device: DeviceOption = "cpu",
 ) -> None:
     """Score a trial's kept network on the test images again, and set it against its record."""
-    session = _session(suite, out, data, overrides=overrides, device=device)
+    session = _session(suite, out, data, overrides=overrides)
     chosen = _find(trial_id, session)
     record = session.workspace.records.get(chosen.id)
     if record is None or record.status != "ok":
@@ -452,6 +461,8 @@ def doctor(suite: SuiteOption = "quick", data: DataOption = None, out: OutOption
 
 
 USER_ERRORS = (SuiteError, DataError, RecordError, EngineError, UnknownMethodError)
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+"""click's: an unknown option or command, a value that is no number. Newer versions of typer carry click inside."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -459,18 +470,23 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or (arguments[0].startswith("-") and arguments[0] != "--help"):
         arguments = ["run", *arguments]
     try:
-        return app(args=list(arguments), standalone_mode=False) or 0
+        code: int = app(args=list(arguments), standalone_mode=False) or 0
     except typer.Exit as stop:
-        return stop.exit_code
+        code = stop.exit_code
     except USER_ERRORS as error:
         errors.print(f"error: {error}", markup=False)
+        return WRONG_USE
+    except UsageError as error:
+        errors.print(f"error: {error}; --help lists commands and options", markup=False)
         return WRONG_USE
     except OSError as error:
         errors.print(f"error: {error}; free space or mend it and run the same command again, it goes on", markup=False)
         return FAILED
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
+        code = STOPPED
+    if code == STOPPED:  # some versions of typer make an exit code of a KeyboardInterrupt
         errors.print("stopped; run the same command again, it goes on where it was")
-        return 130
+    return code
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ def load_network(path: Path) -> dict[str, torch.Tensor]:
         state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"no network {path}; networks are kept for small suites only") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, UnpicklingError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); delete it and run the suite again") from error
     return state
 

@@ -65,7 +65,8 @@ class View:
                 self._bars.remove_task(self._tasks.pop(job.key))
             self._update_all()
         finished = sum(self.done.get(other.key) == 1.0 for other in self.jobs)
-        self.console.print(f"[{finished}/{len(self.jobs)}] {job.label}: {self._ending(job, outcome)}", markup=False)
+        ending = self._ending(job, outcome)
+        self.console.print(f"[{finished}/{len(self.jobs)}] {job.label}: {ending}", markup=False)
 
     def _ending(self, job: Job, outcome: Outcome) -> str:
         if outcome.status == "lost":

@@ -8,7 +8,8 @@ from benchmarks.checkpoint import CheckpointError, load_network, network_digest
 from benchmarks.data import load_dataset
 from benchmarks.environment import configure_torch
 from benchmarks.evaluation import Score, evaluate
-from benchmarks.models import build_model, measure_ledger
+from benchmarks.ledgers import ledger_for
+from benchmarks.models import build_model
 from benchmarks.record import Record
 from benchmarks.trial import quantizer_options
 from benchmarks.workspace import Workspace
@@ -26,7 +27,7 @@ def rescore(record: Record, workspace: Workspace) -> Score:
     if network_digest(state) != record.result["network_digest"]:
         raise CheckpointError(f"{path}: not the network of record {record.id}; delete both and run the suite again")
     policy = None if record.result["policy"] is None else Policy.from_dict(record.result["policy"])
-    model, ledger = build_model(spec.model, spec.data), measure_ledger(spec.model, spec.data)
+    model, ledger = build_model(spec.model, spec.data), ledger_for(spec.model, spec.data)
     bits = policy or {layer.name: PINNED_BITS for layer in ledger if not layer.pinned}
     convert(model, ledger, {name: [chosen] for name, chosen in bits.items()}, quantizer_options(spec))
     model.load_state_dict(state)

@@ -27,6 +27,7 @@ from benchmarks.spec import (
     Space,
     StartSpec,
     TrialSpec,
+    canonical_json,
 )
 from methods import known_methods, load_method
 from methods.allocation import count_feasible
@@ -133,8 +134,9 @@ class Suite(Config):
         ):
             if len(set(values)) != len(values):
                 raise ValueError(f"{what} must differ, got {values}")
-        for entry in self.methods:
-            options_of(entry)
+        same = [(entry.name, canonical_json(options_of(entry))) for entry in self.methods]
+        if len(set(same)) != len(same):
+            raise ValueError("two rows have the same method with the same options; drop one, or use draws")
         for ceiling in self.ceilings:
             if isinstance(ceiling, str) and not _UNIFORM.fullmatch(ceiling):
                 raise ValueError(f"ceiling {ceiling!r}: write uniform:w4a4, a number of BOPs, or one per model")
@@ -198,17 +200,30 @@ class Plan:
 
 
 def plan(suite: Suite) -> Plan:
-    """Expand a suite. Raises SuiteError where a ceiling lies below the cheapest policy, with both figures."""
+    """Expand a suite.
+
+    Raises SuiteError where a ceiling lies below the cheapest policy, with both figures, and where a method's options
+    do not fit a network.
+    """
     trials: dict[str, Trial] = {}
     warnings: list[str] = []
     for model in suite.models:
         ledger = ledger_for(model, suite.data)
+        for entry in suite.methods:
+            _check_options(entry, model, ledger)
         for ceiling in suite.ceilings:
             budget = ceiling_bops(ceiling, model, ledger)
             warnings += _check_ceiling(ceiling_name(ceiling), budget, model.name, ledger, suite.space)
             for trial in _cell(suite, model, ledger, ceiling_name(ceiling), budget):
                 trials.setdefault(trial.id, trial)
     return Plan(suite, tuple(trials.values()), tuple(warnings))
+
+
+def _check_options(entry: MethodEntry, model: ModelSpec, ledger: Ledger) -> None:
+    try:
+        load_method(entry.name).Options.model_validate(entry.options).check(ledger)
+    except ValueError as error:
+        raise SuiteError(f"options of {entry.row} do not fit {model.name}: {error}") from None
 
 
 def _cell(suite: Suite, model: ModelSpec, ledger: Ledger, ceiling: str, budget: int) -> Iterator[Trial]:

@@ -28,8 +28,9 @@ from benchmarks.data.folders import DataError
 from benchmarks.data.stream import stream_seed
 from benchmarks.environment import configure_torch, describe
 from benchmarks.evaluation import Score, evaluate, recalibrate_bn
+from benchmarks.ledgers import ledger_for
 from benchmarks.messages import SuiteError
-from benchmarks.models import build_model, measure_ledger
+from benchmarks.models import build_model
 from benchmarks.pretraining import Start, float_start
 from benchmarks.record import Record, Status
 from benchmarks.result import cost_of, layer_rows
@@ -102,7 +103,7 @@ def run(spec: TrialSpec, workspace: Workspace) -> Generator[Progress, None, Reco
     configure_torch(workspace.threads, workspace.device)
     data = load_dataset(spec.data, workspace.data)
     start = yield from float_start(spec.start, workspace, data)
-    trial = _Trial(spec, workspace, data, start, measure_ledger(spec.model, spec.data), torch.device(workspace.device))
+    trial = _Trial(spec, workspace, data, start, ledger_for(spec.model, spec.data), torch.device(workspace.device))
     failure: str | None = None
     try:
         yield from _search(trial)

@@ -16,7 +16,7 @@ class Workspace:
     """One suite's folder in an output folder, and how trials run in it; nothing here changes a result.
 
     out: the output folder. suite: the suite's name. data: folder of the dataset's files, if it has any.
-    checkpoint_seconds: how often a trial saves itself; 0 saves after every step.
+    gpu: whether trials run on a GPU. checkpoint_seconds: how often a trial saves itself; 0 saves after every step.
     """
 
     out: Path
@@ -24,12 +24,16 @@ class Workspace:
     data: Path | None = None
     engine: str = "local"
     threads: int = 1
-    device: str = "cpu"
+    gpu: bool = False
     checkpoint_seconds: float = 10.0
 
     @property
     def folder(self) -> Path:
         return self.out / self.suite
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpu else "cpu"
 
     @property
     def records(self) -> Records:

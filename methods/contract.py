@@ -25,6 +25,9 @@ class MethodOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def check(self, ledger: Ledger) -> None:
+        """Raises ValueError if these options do not fit the network, such as a policy of another one."""
+
 
 class MicroBatch(NamedTuple):
     """images: (n, channels, height, width) float32; labels: (n,) int64."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ from pydantic import field_validator
 
 from methods.allocation import CeilingError, Group, groups_of
 from methods.contract import FixedChoice, MethodOptions, Searched
-from methods.quantization.cost import bops
+from methods.quantization.cost import Ledger, bops
 from methods.quantization.policy import LayerBits, Policy, PolicyError
 
 
@@ -37,6 +38,17 @@ class GivenOptions(MethodOptions):
     @classmethod
     def _valid(cls, value: dict[str, Any]) -> dict[str, Any]:
         return Policy.from_dict(value).to_dict()
+
+    def check(self, ledger: Ledger) -> None:
+        searchable = [layer.name for layer in ledger if not layer.pinned]
+        policy = Policy.from_dict(self.policy)
+        for name in policy:
+            if name not in searchable:
+                near = get_close_matches(name, searchable, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise PolicyError(f"unknown layer {name!r}; known: {', '.join(searchable)}{hint}")
+        if missing := [name for name in searchable if name not in policy]:
+            raise PolicyError(f"the policy gives no bits for {', '.join(missing)}")
 
 
 def read_policy(path: Path) -> Policy:

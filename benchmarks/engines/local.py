@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from benchmarks.engines import Job, Observer, Outcome, execute
+from benchmarks.suite import Resources
 from benchmarks.workspace import Workspace
 
 
 class LocalEngine:
-    """Needs nothing but torch; all progress is passed on at once."""
+    """Needs nothing but torch. A suite that asks for GPUs gets one if there is one."""
+
+    def __init__(self, resources: Resources) -> None:
+        self.resources = resources
 
     def run(self, jobs: Sequence[Job], workspace: Workspace, observer: Observer) -> None:
+        import torch
+
+        workspace = replace(workspace, gpu=self.resources.gpus > 0 and torch.cuda.is_available())
         for job in jobs:
             for event in execute(job, workspace):
                 if isinstance(event, Outcome):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -35,6 +36,7 @@ from benchmarks.workspace import Workspace  # noqa: E402
 _OBJECT_STORE_BYTES = 100 * 2**20
 _REPORT_SECONDS = 1.0
 _MAX_WORKER_DEATHS = 3
+_CONNECT_SECONDS = 10.0
 
 
 class RayEngine:
@@ -49,15 +51,15 @@ class RayEngine:
     def run(self, jobs: Sequence[Job], workspace: Workspace, observer: Observer) -> None:
         if not ray.is_initialized():
             _connect(self.address)
-        needed = {"cpu": self.resources.cpus, "gpu": self.resources.gpus}
-        settings = {**asdict(replace(workspace, out=workspace.out.resolve())), "engine": "ray"}
+        resources = _fitted(self.resources)
+        settings = asdict(replace(workspace, out=workspace.out.resolve(), gpu=resources.gpus > 0))
         storage = workspace.folder.resolve() / "ray"
         tuner = tune.Tuner(
-            tune.with_resources(JobTrainable, needed),
+            tune.with_resources(JobTrainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
             param_space={"workspace": settings, "job": tune.grid_search([job.to_dict() for job in jobs])},
             tune_config=tune.TuneConfig(
                 reuse_actors=True,
-                max_concurrent_trials=_slots(self.resources),
+                max_concurrent_trials=_slots(resources),
                 trial_dirname_creator=lambda trial: str(trial.config["job"]["key"]),
             ),
             run_config=tune.RunConfig(
@@ -81,10 +83,26 @@ def _connect(address: str | None) -> None:
     if address is None:
         options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     try:
+        if address and ":" in address:
+            _knock(address)
         ray.init(address=address or "local", **options)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         where = f"the Ray cluster at {address}" if address else "Ray on this machine"
         raise EngineError(f"cannot start or reach {where}: {error}; check --address, or use --engine local") from error
+
+
+def _knock(address: str) -> None:
+    """Raises OSError if nobody listens at host:port; ray itself would try for minutes."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+
+
+def _fitted(resources: Resources) -> Resources:
+    """What a trial gets here: no GPU where there is none, and no more CPUs than the largest node has."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = resources.gpus if any(node.get("GPU") for node in nodes) else 0
+    most = int(max(node.get("CPU", 0) for node in nodes))
+    return resources.model_copy(update={"gpus": gpus, "cpus": max(1, min(resources.cpus, most))})
 
 
 def _slots(resources: Resources) -> int:

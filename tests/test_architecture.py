@@ -1,0 +1,140 @@
+"""Who may import whom, and what is registered: the rules of the layout, read from the source."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from methods import METHODS
+from tests.harness import ROOT
+
+SUPPORT = {"contract", "allocation", "mixing", "sensitivity"}
+"""Modules of methods/ that several methods need; the rest are methods."""
+
+REPORTS_MAY_IMPORT = {"benchmarks.record", "benchmarks.suite", "benchmarks.spec", "benchmarks.messages"}
+OURS = ("runner", "methods", "benchmarks", "reports")
+ONLY_IN = {"ray": "benchmarks/engines/ray.py", "mlflow": "benchmarks/tracking.py"}
+
+
+def sources(root: Path) -> dict[str, ast.Module]:
+    """Every module of ours by its path, parsed; benchmarks of ourselves beside peers may import anything."""
+    files = [root / "runner.py", *(path for package in OURS[1:] for path in (root / package).rglob("*.py"))]
+    found = {path.relative_to(root).as_posix(): path for path in files if path.exists()}
+    return {
+        name: ast.parse(path.read_text(encoding="utf-8"))
+        for name, path in found.items()
+        if not name.startswith("benchmarks/perf/")
+    }
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    """Every module that is imported, wherever in the file, in full; `from a import b` gives a and a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module, "relative imports are not used here"
+            assert not node.level, "relative imports are not used here"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def within(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def broken_rules(trees: dict[str, ast.Module]) -> list[str]:
+    """Every import that breaks a rule, as `file imports module`."""
+    return [
+        f"{path} imports {module}"
+        for path, tree in trees.items()
+        for module in imports(tree)
+        if not allowed(path, module)
+    ]
+
+
+def allowed(path: str, module: str) -> bool:
+    top = module.partition(".")[0]
+    if top in ONLY_IN:
+        return path == ONLY_IN[top]
+    if top not in OURS:
+        return True
+    if path.startswith("reports/"):
+        return (
+            top in ("reports", "methods")
+            or module == "benchmarks"
+            or any(within(module, name) for name in REPORTS_MAY_IMPORT)
+        )
+    if path.startswith("benchmarks/"):
+        return top == "benchmarks" or (top == "methods" and not is_method(module))
+    if path.startswith("methods/"):
+        own = path.removesuffix(".py").replace("/", ".")
+        return top == "methods" and (within(module, own) or not is_method(module))
+    return True
+
+
+def is_method(module: str) -> bool:
+    """Whether a dotted name lies in a module of methods/ that holds methods."""
+    parts = module.split(".")
+    return len(parts) > 1 and parts[1] in method_modules()
+
+
+def method_modules() -> set[str]:
+    return {target.partition(":")[0].split(".")[1] for target in METHODS.values()}
+
+
+def test_imports_keep_the_rules():
+    assert broken_rules(sources(ROOT)) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("methods/hawq.py", "from methods.metamix import MetaMix"),
+        ("methods/mixing.py", "import methods.hawq"),
+        ("methods/hawq.py", "from benchmarks.spec import Recipe"),
+        ("methods/quantization/grid.py", "import benchmarks"),
+        ("methods/hawq.py", "import reports.pareto"),
+        ("benchmarks/trial.py", "from methods.hawq import Hawq"),
+        ("benchmarks/trial.py", "from methods import hawq"),
+        ("benchmarks/trial.py", "from reports.build import build_report"),
+        ("benchmarks/trial.py", "def f():\n    import ray"),
+        ("benchmarks/trial.py", "from ray import tune"),
+        ("runner.py", "import mlflow.entities"),
+        ("reports/page.py", "from benchmarks import trial"),
+        ("reports/page.py", "from benchmarks.models import build_model"),
+        ("reports/page.py", "import runner"),
+    ],
+)
+def test_the_rules_can_be_broken(path, line):
+    assert broken_rules({path: ast.parse(line)}) != []
+
+
+def test_every_module_of_methods_is_registered_or_support():
+    files = {path.stem for path in (ROOT / "methods").glob("*.py")} - {"__init__"}
+    assert files == method_modules() | SUPPORT
+
+
+def test_reports_need_no_torch_and_methods_are_named_without_it():
+    script = (
+        "import sys, importlib\n"
+        "from pathlib import Path\n"
+        "from methods import METHODS, load_method\n"
+        "for name in METHODS: load_method(name).Options.model_json_schema()\n"
+        "for path in Path('reports').glob('*.py'):\n"
+        "    if path.stem != '__init__': importlib.import_module(f'reports.{path.stem}')\n"
+        "import benchmarks.suite, benchmarks.record, benchmarks.engines, benchmarks.workspace, benchmarks.result\n"
+        "sys.exit(','.join({'torch', 'ray', 'mlflow'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) in ((0, ""), (1, "\n")), done.stderr
+
+
+def test_no_module_is_named_for_having_no_name():
+    names = {Path(path).stem for path in sources(ROOT)}
+    assert names.isdisjoint({"utils", "helpers", "common", "misc"})

@@ -1,0 +1,483 @@
+"""The command line as a user has it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+import runner
+from benchmarks.data.folders import DATA_VARIABLE
+from benchmarks.record import read_record, write_text_atomic
+from benchmarks.suite import load_suite, plan
+from benchmarks.workspace import Workspace
+from tests.fabricated import write_records
+from tests.harness import (
+    METHODS,
+    ROOT,
+    TINY,
+    Ran,
+    cli,
+    comparable,
+    copy_finished,
+    copy_float_starts,
+    files_of,
+    finished,
+    write_suite,
+)
+
+# mlflow and alembic warn about their own dependencies, each release of others; nothing of ours is in their hands.
+pytestmark = pytest.mark.filterwarnings("ignore:::mlflow", "ignore:::alembic", "ignore:::sqlalchemy")
+
+HEAVY = {"torch", "ray", "mlflow"}
+
+
+def imported_by(*commands: list[str]) -> set[str]:
+    """The heavy packages that a fresh interpreter has imported after these commands, each of which must end well."""
+    script = (
+        "import json, sys, runner\n"
+        "codes = [runner.main(command) for command in json.loads(sys.argv[1])]\n"
+        "print('\\n' + json.dumps([codes, sorted({name.partition('.')[0] for name in sys.modules})]))\n"
+    )
+    command = [sys.executable, "-c", script, json.dumps(commands)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    codes, modules = json.loads(done.stdout.splitlines()[-1])
+    assert codes == [0] * len(commands), done.stdout + done.stderr
+    return HEAVY & set(modules)
+
+
+def test_help_list_and_plan_import_nothing_heavy():
+    suites = [["plan", "--suite", name] for name in ("smoke", "quick", "imagenet-full")]
+    assert imported_by(["--help"], ["run", "--help"], ["list"], ["list", "--json"], *suites) == set()
+
+
+def test_a_finished_suite_run_again_imports_nothing_heavy_and_changes_nothing(tmp_path):
+    folder = Workspace(tmp_path, "smoke").records.folder
+    write_records(plan(load_suite("smoke")), folder)
+    command = ["--suite", "smoke", "--out", str(tmp_path)]
+    assert imported_by(command) == set()  # builds the report
+    before = files_of(tmp_path)
+    assert any(name.endswith("index.html") for name in before)
+    assert imported_by(command) == set()
+    assert files_of(tmp_path) == before
+
+
+def test_a_command_is_a_process_with_its_exit_code(tmp_path):
+    command = [sys.executable, "runner.py", "--suite", "smok", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+
+
+def test_list_names_every_suite_and_method():
+    listed = json.loads(cli("list", "--json").out)
+    assert {"smoke", "quick", "digits-full", "imagenet-full"} <= set(listed["suites"])
+    assert {*METHODS, "given"} <= set(listed["methods"])
+    assert all(listed["suites"].values())
+    assert all(listed["methods"].values())
+
+
+def refused(ran: Ran, *parts: str) -> None:
+    """Exit code 2 and one message, on one line, that has all of `parts`."""
+    assert ran.code == 2, ran
+    assert len(ran.err.splitlines()) == 1, ran.err
+    assert ran.err.startswith("error: ")
+    for part in parts:
+        assert part in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--suite", "smok"], ["'smok'", "quick", "did you mean 'smoke'?"]),
+        (["--suite", "there-is-none.yaml"], ["there-is-none.yaml"]),
+        (["--suite", "smoke", "--methods", "metamx"], ["'metamx'", "hawq", "did you mean 'metamix'?"]),
+        (["--suite", "quick", "--models", "resnet"], ["'resnet'", "mobilenet_v2", "did you mean 'resnet18'?"]),
+        (["--suite", "smoke", "--engine", "rya"], ["'rya'", "local", "did you mean 'ray'?"]),
+        (["--suite", "smoke", "--retry", "failures"], ["'failures'", "failed"]),
+        (["--suite", "smoke", "--set", "recipe.batchsize=3"], ["'batchsize'", "did you mean 'batch_size'?"]),
+        (["--suite", "smoke", "--set", "data.augment=afine"], ["'afine'", "crop-flip", "did you mean 'affine'?"]),
+        (["--suite", "smoke", "--set", "recipe.batch_size"], ["key=value"]),
+        (["--suite", "smoke", "--set", "suite.name=3"], ["'suite' holds no keys"]),
+        (["--suite", "smoke", "--seeds", "0,x"], ["whole numbers"]),
+        (["--suit", "smoke"], ["--suit", "--help"]),
+        (["lst"], ["lst", "--help"]),
+        (["trial", "ffff", "--suite", "smoke"], ["ffff", "plan"]),
+        (["evaluate", "ffff", "--suite", "smoke"], ["ffff", "plan"]),
+    ],
+    ids=lambda value: "-".join(value) if value[0].startswith("-") or value[0].isalpha() else "",
+)
+def test_wrong_use_is_one_message_with_the_known_and_the_nearest(arguments, parts, tmp_path):
+    out = [] if arguments[0] == "lst" else ["--out", tmp_path / "out"]
+    refused(cli(*arguments, *out), *parts)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"recipie": {}}, ["'recipie'", "seeds", "did you mean 'recipe'?"]),
+        ({"recipe": {**TINY["recipe"], "warmup": 0.1}}, ["'warmup'", "did you mean 'warmup_share'?"]),
+        ({"models": [{"name": "resnet81"}]}, ["'resnet81'", "mobilenet_v3_large", "did you mean 'resnet18'?"]),
+        ({"methods": ["hawk"]}, ["'hawk'", "metamix", "did you mean 'hawq'?"]),
+        ({"methods": [{"name": "hawq", "options": {"errors": 1}}]}, ["'errors'", "did you mean 'error'?"]),
+        ({"methods": ["hawq", "hawq"]}, ["must differ"]),
+        ({"ceilings": ["uniform:4"]}, ["uniform:w4a4"]),
+        ({"recipe": {**TINY["recipe"], "micro_batch": 5}}, ["micro_batch 5", "batch_size 8"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_wrong_suite_file_is_one_message(changes, parts, tmp_path):
+    refused(cli("plan", "--suite", write_suite(tmp_path, **changes)), *parts)
+
+
+def test_a_suite_file_that_is_no_suite_is_refused(tmp_path):
+    path = tmp_path / "list.yaml"
+    path.write_text("- a\n- b\n")
+    refused(cli("plan", "--suite", path), "not a suite")
+    path.write_text("a: [")
+    ran = cli("plan", "--suite", path)
+    assert (ran.code, "list.yaml" in ran.err) == (2, True)
+
+
+def given_suite(tmp_path: Path, layers: dict[str, Any]) -> Path:
+    policy = tmp_path / "policy.json"
+    policy.write_text(json.dumps({"schema": 1, "layers": layers}))
+    entry = {"name": "given", "options": {"policy": str(policy)}}
+    suite = yaml.safe_load((ROOT / "benchmarks/suites/smoke.yaml").read_text(encoding="utf-8"))
+    (tmp_path / "given.yaml").write_text(yaml.safe_dump({**suite, "methods": [entry]}))
+    return tmp_path / "given.yaml"
+
+
+def test_an_unknown_layer_of_a_given_policy_is_refused_before_anything_runs(tmp_path):
+    searchable = [layer.name for layer in plan(load_suite("smoke")).trials[0].ledger if not layer.pinned]
+    wrong = searchable[0].replace("block", "blok")
+    layers = {name: [4, 4] for name in [wrong, *searchable[1:]]}
+    refused(cli("plan", "--suite", given_suite(tmp_path, layers)), repr(wrong), f"did you mean {searchable[0]!r}?")
+    right = {name: [4, 4] for name in searchable}
+    assert cli("plan", "--suite", given_suite(tmp_path, right)).code == 0
+    del right[searchable[-1]]
+    refused(cli("plan", "--suite", given_suite(tmp_path, right)), searchable[-1])
+
+
+def test_a_ceiling_below_the_cheapest_policy_is_refused_with_both_figures(tmp_path):
+    trials = plan(load_suite("smoke", {"ceilings": ["uniform:w4a3"]})).trials
+    cheapest = trials[-1].spec.ceiling_bops
+    assert cheapest is not None
+    arguments = ["--suite", "smoke", "--out", tmp_path / "out", "--set", f"ceilings=[{cheapest - 1}]"]
+    refused(cli(*arguments), f"{cheapest - 1:,}", f"{cheapest:,}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_data_names_both_places(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    arguments = ["--suite", "imagenet-full", "--out", tmp_path / "out"]
+    refused(cli(*arguments), f"${DATA_VARIABLE}/imagefolder", str(tmp_path / "data" / "imagefolder"), "--data")
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path / "elsewhere"))
+    refused(cli(*arguments), f"${DATA_VARIABLE}/imagefolder", str(tmp_path / "data" / "imagefolder"), "--data")
+    refused(cli(*arguments, "--data", tmp_path / "given"), str(tmp_path / "given"), "train/")
+    assert not (tmp_path / "out").exists()
+
+
+def test_empty_and_wrongly_laid_out_data_are_refused(tmp_path):
+    data = tmp_path / "data"
+    arguments = ["--suite", "imagenet-full", "--out", tmp_path / "out", "--data", data]
+    data.mkdir()
+    refused(cli(*arguments), f"no folder {data / 'train'}", "train/<class>/")
+    (data / "train").mkdir()
+    refused(cli(*arguments), f"{data / 'train'} is empty")
+    (data / "train" / "cat").mkdir()
+    refused(cli(*arguments), f"no folder {data / 'val'}")
+    (data / "val" / "cat").mkdir(parents=True)
+    refused(cli(*arguments), "at least 2")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unwritable_output_folder_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    def full(**_arguments: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(runner.tempfile, "NamedTemporaryFile", full)
+    refused(cli("--suite", "smoke", "--out", tmp_path), str(tmp_path), "Read-only file system", "--out")
+
+
+def test_an_unreachable_cluster_is_refused_at_once(tmp_path):
+    # Port 1 is privileged and unused: the connection is refused. Ray itself would try for some minutes.
+    arguments = ["--suite", "smoke", "--address", "127.0.0.1:1", "--out", tmp_path]
+    refused(cli(*arguments), "127.0.0.1:1", "--engine local")
+
+
+def test_a_run_says_what_it_did_and_where_it_is():
+    suite, out, ran = finished()
+    assert set(comparable(out / "tiny" / "records")) == {f"{name} 0" for name in METHODS}
+    assert "[7/7]" in ran.out
+    for place in (out / "tiny" / "report" / "index.html", out / "tiny" / "records", out / "mlflow.db"):
+        assert place.exists()
+        assert str(place) in ran.out
+    assert not list((out / "tiny" / "checkpoints").glob("*"))
+    listed = json.loads(cli("plan", "--suite", suite, "--out", out, "--json").out)
+    assert [row["status"] for row in listed] == ["ok"] * len(METHODS)
+
+
+def only_record(out: Path, method: str) -> Path:
+    (path,) = [path for path in (out / "tiny" / "records").glob("*.json") if f'"name": "{method}"' in path.read_text()]
+    return path
+
+
+def damage(path: Path, how: str) -> None:
+    text = path.read_text()
+    data = json.loads(text)
+    if how == "altered":
+        data["result"]["metrics"]["test_accuracy"] += 0.01
+    elif how == "other schema":
+        data["schema"] = 99
+    path.write_text(text[: len(text) // 2] if how == "truncated" else json.dumps(data))
+
+
+@pytest.mark.parametrize("how", ["truncated", "altered", "other schema"])
+def test_a_damaged_record_is_refused_and_left_alone(how, tmp_path):
+    out = copy_finished(tmp_path)
+    path = only_record(out, "hawq")
+    damage(path, how)
+    before = files_of(out)
+    for command in ([], ["plan"], ["report"]):
+        refused(cli(*command, "--suite", finished().suite, "--out", out), str(path), "run the suite again")
+    assert files_of(out) == before
+
+
+def test_a_damaged_checkpoint_loses_its_trial_and_nothing_else(tmp_path):
+    out = copy_finished(tmp_path)
+    before = comparable(out / "tiny" / "records")
+    path = only_record(out, "random")
+    path.unlink()
+    checkpoint = Workspace(out, "tiny").checkpoint(path.stem)
+    checkpoint.parent.mkdir(exist_ok=True)
+    checkpoint.write_bytes(b"half a checkpoint")
+    arguments = ["--suite", finished().suite, "--out", out, "--engine", "local"]
+    ran = cli(*arguments)
+    assert ran.code == 1
+    assert "lost: " in ran.err
+    assert str(checkpoint) in ran.err
+    assert checkpoint.read_bytes() == b"half a checkpoint"
+    assert comparable(out / "tiny" / "records").keys() == before.keys() - {"random 0"}
+    checkpoint.unlink()  # as the message says
+    assert cli(*arguments).code == 0
+    assert comparable(out / "tiny" / "records") == before
+
+
+def test_the_kept_network_scores_as_its_record_says():
+    suite, out, _ = finished()
+    for method in ("float", "metamix"):
+        record = read_record(only_record(out, method))
+        ran = cli("evaluate", record.id[:8], "--suite", suite, "--out", out)
+        assert ran.code == 0
+        assert f"{100 * record.result['metrics']['test_accuracy']:.2f} % of 600 images" in ran.out
+        assert "the same" in ran.out
+
+
+def test_a_network_that_is_not_the_records_is_refused(tmp_path):
+    out = copy_finished(tmp_path)
+    networks = out / "tiny" / "networks"
+    record, other = only_record(out, "random").stem, only_record(out, "hawq").stem
+    shutil.copy(networks / f"{other}.pt", networks / f"{record}.pt")
+    refused(cli("evaluate", record, "--suite", finished().suite, "--out", out), f"{record}.pt", "not the network")
+    (networks / f"{record}.pt").write_bytes(b"nothing")
+    refused(cli("evaluate", record, "--suite", finished().suite, "--out", out), f"{record}.pt", "damaged")
+
+
+def test_the_report_is_rebuilt_from_records_alone(tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished().out / "tiny" / "records", out / "tiny" / "records")
+    ran = cli("report", "--suite", finished().suite, "--out", out)
+    assert ran.code == 0
+    page = (out / "tiny" / "report" / "index.html").read_text(encoding="utf-8")
+    assert all(method in page for method in METHODS)
+    assert str(out / "tiny" / "report" / "index.html") in ran.out
+
+
+def test_job_arrays_need_ids_and_trials_only(tmp_path):
+    out = copy_finished(tmp_path)
+    path = only_record(out, "uniform-lsq")
+    before = path.read_text()
+    path.unlink()
+    suite = finished().suite
+    assert cli("plan", "--ids", "--suite", suite, "--out", out).out.split() == [path.stem]
+    ran = cli("trial", path.stem, "--suite", suite, "--out", out)
+    assert ran.code == 0
+    assert str(path) in ran.out
+    assert {key: json.loads(path.read_text())[key] for key in ("spec", "result")} == {
+        key: json.loads(before)[key] for key in ("spec", "result")
+    }
+    assert cli("plan", "--ids", "--suite", suite, "--out", out).out == ""
+
+
+def test_failed_trials_are_run_again_on_request_only(tmp_path):
+    out = copy_float_starts(tmp_path)
+    suite = write_suite(tmp_path, methods=["uniform-lsq"], compute={"epochs": 0.02, "search_share": 0.9})
+    arguments = ["--suite", suite, "--out", out, "--engine", "local", "--set", "recipe.optimizer.lr=1e30"]
+    ran = cli(*arguments)
+    assert ran.code == 1
+    assert "failed: " in ran.err
+    (path,) = (out / "tiny" / "records").glob("*.json")
+    assert read_record(path).status == "failed"
+    assert "finite" in read_record(path).result["reason"]["message"]
+    assert "Traceback" in read_record(path).observed["traceback"]
+    written = path.stat().st_mtime_ns
+    assert cli(*arguments).code == 1
+    assert path.stat().st_mtime_ns == written
+    assert cli(*arguments, "--retry", "failed").code == 1
+    assert path.stat().st_mtime_ns > written
+
+
+def image_tree(folder: Path, classes: int = 2, images: int = 12) -> Path:
+    """ImageNet's layout with plain colour images; every fourth is a grey PNG."""
+    for part, count in (("train", images), ("val", 2)):
+        for label in range(classes):
+            place = folder / part / f"class{label}"
+            place.mkdir(parents=True)
+            for index in range(count):
+                grey = index % 4 == 3
+                image = Image.new("L" if grey else "RGB", (20 + index, 16), 60 * label if grey else (60 * label, 9, 9))
+                image.save(place / f"{index}.{'png' if grey else 'jpeg'}")
+    return folder
+
+
+FOLDER_SUITE = {
+    "data": {"dataset": "imagefolder", "image_size": 16, "classes": 2, "augment": "crop-flip"},
+    "methods": ["uniform-lsq"],
+    "pretraining": {"epochs": 1, "recipe": {**TINY["recipe"], "batch_size": 4}},
+    "recipe": {**TINY["recipe"], "batch_size": 4},
+    "compute": {"epochs": 1},
+}
+
+
+def test_an_unreadable_image_loses_the_trials_that_need_it_and_is_named(tmp_path):
+    data = image_tree(tmp_path / "images")
+    for broken in sorted((data / "train" / "class1").iterdir()):
+        broken.write_bytes(b"not an image")
+    arguments = ["--suite", write_suite(tmp_path, **FOLDER_SUITE), "--data", data, "--out", tmp_path / "out"]
+    ran = cli(*arguments, "--engine", "local")
+    assert ran.code == 1
+    assert "cannot read the image" in ran.err
+    assert str(data / "train" / "class1") in ran.err
+    assert not list((tmp_path / "out" / "tiny" / "records").glob("*.json"))
+
+
+def test_the_imagenet_suite_runs_on_a_small_tree(tmp_path):
+    data = image_tree(tmp_path / "images", classes=3)
+    settings = ["weights=none", "data.image_size=32", "compute.epochs=1", "pretraining.epochs=1", "resources.gpus=0"]
+    settings += [
+        f"{part}.{size}=4" for part in ("recipe", "pretraining.recipe") for size in ("batch_size", "micro_batch")
+    ]
+    settings += ["ceilings=['uniform:w4a4']", "recipe.precision=float32"]
+    arguments = ["--suite", "imagenet-full", "--data", data, "--out", tmp_path / "out", "--engine", "local"]
+    only = ["--methods", "uniform-lsq", "--models", "resnet18", "--seeds", "0"]
+    ran = cli(*arguments, *only, *[part for setting in settings for part in ("--set", setting)])
+    assert ran.code == 0, ran
+    (path,) = (tmp_path / "out" / "imagenet-full" / "records").glob("*.json")
+    record = read_record(path)
+    assert (record.status, record.spec["data"]["classes"]) == ("ok", 3)
+    assert (tmp_path / "out" / "imagenet-full" / "report" / "index.html").exists()
+
+
+def mlflow_runs(out: Path) -> tuple[Any, list[Any]]:
+    """The suite's own run and those nested in it."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "mixed-precision/tiny"]
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    nested = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(nested) == len(runs) - 1
+    return client, nested
+
+
+def mirrored(out: Path) -> dict[str, Any]:
+    """Everything that MLflow has of the suite's trials, by trial."""
+    client, nested = mlflow_runs(out)
+    return {
+        run.data.tags["trial_id"]: (
+            run.data.params,
+            run.info.status,
+            {
+                name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
+                for name in run.data.metrics
+            },
+            sorted(artifact.path for artifact in client.list_artifacts(run.info.run_id)),
+        )
+        for run in nested
+    }
+
+
+def test_mlflow_has_a_nested_run_per_trial_and_syncing_adds_nothing_twice(tmp_path):
+    suite, out, _ = finished()
+    live = mirrored(out)
+    ids = {path.stem for path in (out / "tiny" / "records").glob("*.json")}
+    assert set(live) == ids
+    copy = copy_finished(tmp_path)
+    assert cli("mlflow-sync", "--suite", suite, "--out", copy, mlflow=True).code == 0
+    once = mirrored(copy)
+    assert set(once) == ids
+    for trial, (params, status, metrics, artifacts) in once.items():
+        record = read_record(copy / "tiny" / "records" / f"{trial}.json")
+        assert metrics["test_accuracy"][-1][1] == record.result["metrics"]["test_accuracy"]
+        assert (params["method.name"], status) == (record.spec["method"]["name"], "FINISHED")
+        assert "record.json" in artifacts
+        assert len(metrics.get("finetune/loss", [])) == len(record.result["curves"]["finetune"])
+    assert cli("mlflow-sync", "--suite", suite, "--out", copy, mlflow=True).code == 0
+    assert mirrored(copy) == once
+
+
+def test_an_unreachable_mlflow_server_costs_one_warning_and_no_trial(tmp_path):
+    out = copy_float_starts(tmp_path)
+    suite = write_suite(tmp_path, methods=["uniform-lsq", "random"], compute={"epochs": 0.02})
+    arguments = ["--suite", suite, "--out", out, "--engine", "local", "--tracking-uri", "http://127.0.0.1:1"]
+    ran = cli(*arguments, mlflow=True)
+    assert ran.code == 0
+    assert ran.err.count("MLflow") == 1
+    assert "mlflow-sync" in ran.err
+    assert len(comparable(out / "tiny" / "records")) == 2
+
+
+def test_doctor_names_what_is_amiss(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    well = cli("doctor", "--suite", "smoke", "--out", tmp_path)
+    assert "torch" in well.out
+    ran = cli("doctor", "--suite", "imagenet-full", "--out", tmp_path)
+    assert ran.code == 1
+    problems = [line for line in ran.out.splitlines() if line.startswith("PROBLEM")]
+    assert any("--data" in line for line in problems)
+
+
+def test_stopping_is_no_traceback(tmp_path, monkeypatch):
+    def stop(*_arguments: Any, **_options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "load_suite", stop)
+    ran = cli("--suite", "smoke", "--out", tmp_path)
+    assert (ran.code, "goes on" in ran.err) == (130, True)
+
+
+def test_a_full_disk_is_said_and_can_be_gone_on_from(tmp_path, monkeypatch):
+    def full(*_arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = copy_float_starts(tmp_path)
+    monkeypatch.setattr("benchmarks.record.write_text_atomic", full)
+    suite = write_suite(tmp_path, methods=["uniform-lsq"], compute={"epochs": 0.02})
+    ran = cli("--suite", suite, "--out", out, "--engine", "local")
+    assert ran.code == 1
+    assert "No space left on device" in ran.err
+    monkeypatch.setattr("benchmarks.record.write_text_atomic", write_text_atomic)
+    assert cli("--suite", suite, "--out", out, "--engine", "local").code == 0
