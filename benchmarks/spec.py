@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -143,7 +142,7 @@ class StartSpec(Config):
     pretraining: Pretraining | None
     seed: int
 
-    @cached_property
+    @property
     def key(self) -> str:
         return digest(self.model_dump(mode="json"))
 
@@ -164,7 +163,7 @@ class TrialSpec(Config):
     seed: int
     draw: int = 0
 
-    @cached_property
+    @property  # not cached: model_copy would carry the old id along
     def id(self) -> str:
         return digest(self.model_dump(mode="json"))
 

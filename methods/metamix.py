@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 from methods.contract import Batch, InapplicableError, MethodOptions, MicroBatch, Phase, Problem, Searched
+from methods.quantization.cost import bops, uniform_bits
 
 META = Phase("bit-meta")
 SELECTION = Phase("bit-selection")
@@ -192,6 +193,13 @@ def _weight_width(problem: Problem, options: MetaMixOptions) -> int:
         return widths[0]
     if options.weight_bits not in widths:
         raise InapplicableError(f"weight_bits {options.weight_bits} is not in the space's widths {widths}")
+    lowest = min(bits.activation for choices in problem.candidates.values() for bits in choices)
+    cheapest = bops(problem.ledger, uniform_bits(problem.ledger, options.weight_bits, lowest))
+    if cheapest > problem.ceiling:
+        raise InapplicableError(
+            f"with {options.weight_bits}-bit weights the cheapest policy costs {cheapest:,} BOPs, above the ceiling of "
+            f"{problem.ceiling:,}; lower weight_bits"
+        )
     return options.weight_bits
 
 

@@ -69,10 +69,11 @@ class WidthLogits:
         return probabilities @ probabilities.new_tensor(quantizer.widths)
 
     def argmax(self) -> Policy:
+        rows = [(row.name, self.layers[row.name]) for row in self.problem.ledger if not row.pinned]  # in graph order
         return Policy(
             {
                 name: LayerBits(self._likeliest(layer.weight_quantizer), self._likeliest(layer.input_quantizer))
-                for name, layer in self.layers.items()
+                for name, layer in rows
             }
         )
 

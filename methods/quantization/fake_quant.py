@@ -78,13 +78,13 @@ class _FakeQuantize(torch.autograd.Function):
         grid: Grid = ctx.grid
         s = spread(step.float(), x)
         u = ((x.float() + grid.shift) if grid.shift else x.float()) / s
-        inside = (u >= grid.low) & (u <= grid.high)
+        clamped = u.clamp(grid.low, grid.high)
+        inside = clamped == u  # bounds included; false for NaN and infinities
         zero = torch.zeros((), dtype=torch.float32, device=x.device)
         grad_x = torch.where(inside, g, zero.to(g.dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None
         grad_step = None
         if ctx.needs_input_grad[1]:
-            r = u.clamp(grid.low, grid.high).round_()
-            slope = r.sub_(torch.where(inside, u, zero)).mul_(g)
+            slope = clamped.round_().sub_(torch.where(inside, u, zero)).mul_(g)
             total = slope.sum() if step.numel() == 1 else slope.reshape(step.numel(), -1).sum(1)
             grad_step = (total * ctx.scale).reshape(step.shape).to(step.dtype)
         return grad_x, grad_step, None, None
