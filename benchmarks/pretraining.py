@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,16 +26,17 @@ from benchmarks.spec import StartSpec
 from benchmarks.training import Loop, Problem, Progress, WeightTraining
 from benchmarks.workspace import Workspace
 
-_TEST_ACCURACY = "_test_accuracy"
+_TEST_ACCURACY, _SECONDS = "_test_accuracy", "_seconds"
 """Kept beside the weights in the cached state dict."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """Float weights with recalibrated batch norm, and how they do on test as they are."""
+    """Float weights with recalibrated batch norm, how they do on test as they are, and the seconds they took."""
 
     state: dict[str, torch.Tensor]
     test_accuracy: float
+    seconds: float
 
     @property
     def digest(self) -> str:
@@ -49,12 +51,12 @@ def float_start(spec: StartSpec, workspace: Workspace, data: Dataset) -> Generat
             if not path.exists():
                 yield from _make(spec, workspace, data)
     state = load_network(path)
-    accuracy = float(state.pop(_TEST_ACCURACY))
-    return Start(state, accuracy)
+    accuracy, seconds = float(state.pop(_TEST_ACCURACY)), float(state.pop(_SECONDS))
+    return Start(state, accuracy, seconds)
 
 
 def _make(spec: StartSpec, workspace: Workspace, data: Dataset) -> Iterator[Progress]:
-    device = torch.device(workspace.device)
+    begun, device = time.monotonic(), torch.device(workspace.device)
     torch.manual_seed(stream_seed(spec.seed, "pretrain/init"))
     model = build_model(spec.model, spec.data).to(device)
     if spec.pretraining is None:
@@ -65,6 +67,7 @@ def _make(spec: StartSpec, workspace: Workspace, data: Dataset) -> Iterator[Prog
     score = evaluate(model, data.test, device)
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     state[_TEST_ACCURACY] = torch.tensor(score.accuracy, dtype=torch.float64)
+    state[_SECONDS] = torch.tensor(time.monotonic() - begun, dtype=torch.float64)
     save_network(workspace.start(spec.key), state)
     workspace.checkpoint(spec.key).unlink(missing_ok=True)
 

@@ -162,6 +162,8 @@ class Problem:
         model_state = deepcopy(self.model.state_dict())
         gradients = [(param, param.grad) for param in self.model.parameters()]
         state, training = deepcopy(trainee.state_dict()), self.model.training
+        for param, _ in gradients:
+            param.grad = None  # else backward would add to the kept ones in place
         try:
             with torch.random.fork_rng(devices=[]):
                 yield

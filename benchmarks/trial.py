@@ -119,6 +119,7 @@ def run(spec: TrialSpec, workspace: Workspace) -> Generator[Progress, None, Reco
         "environment": describe(workspace.threads, workspace.device),
         "data_digest": data.digest,
         "weights_digest": start.digest,
+        "start_seconds": start.seconds,
         "restarts": trial.restarts,
         "engine": workspace.engine,
         "started": started.isoformat(timespec="seconds"),

@@ -62,7 +62,8 @@ def hessian_samples(
     add variance. Gradients of parameters are left alone.
     """
     captured: dict[str, Tensor] = {}
-    with _captured_inputs(inputs_of, captured):
+    # Curvature is a difference of differences: float32, whatever precision the recipe trains in.
+    with _captured_inputs(inputs_of, captured), torch.autocast(batch.images.device.type, enabled=False):
         loss = F.cross_entropy(model(batch.images).float(), batch.labels)
     variables = {**{("weight", n): w for n, w in weights.items()}, **{("input", n): a for n, a in captured.items()}}
     gradients = torch.autograd.grad(loss, list(variables.values()), create_graph=True)

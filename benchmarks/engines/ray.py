@@ -34,7 +34,7 @@ from benchmarks.training import Progress  # noqa: E402
 from benchmarks.workspace import Workspace  # noqa: E402
 
 _OBJECT_STORE_BYTES = 100 * 2**20
-_REPORT_SECONDS = 1.0
+_REPORT_SECONDS = 2.0
 _MAX_WORKER_DEATHS = 3
 _CONNECT_SECONDS = 10.0
 
@@ -119,7 +119,7 @@ def _slots(resources: Resources) -> int:
 
 
 class JobTrainable(tune.Trainable):
-    """A job seen by Tune: each `step` runs it for about a second and passes its progress on."""
+    """A job seen by Tune: each `step` runs it for about two seconds and passes its progress on."""
 
     def setup(self, config: dict[str, Any]) -> None:
         self.reset_config(config)

@@ -1,0 +1,1 @@
+"""Measurements of ourselves: printed, never asserted in tests."""
