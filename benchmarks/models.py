@@ -9,12 +9,10 @@ from torch import nn
 from torchvision import models as zoo
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from benchmarks.ledgers import ledger_path
 from benchmarks.messages import SuiteError
 from benchmarks.spec import DataSpec, ModelSpec
-from benchmarks.suite import load_suite, suite_names
 from methods.quantization.convert import ledger_of, replace_activations
-from methods.quantization.cost import Ledger, ledger_to_json
+from methods.quantization.cost import Ledger
 
 CHANNELS = 3
 
@@ -102,17 +100,3 @@ _BUILDERS = {
     "mobilenet_v3_large": _mobilenet,
     "resnet18": _resnet18,
 }
-
-
-def main() -> None:
-    """Remake the committed ledgers of every shipped suite."""
-    for name in suite_names():
-        suite = load_suite(name)
-        for model in suite.models:
-            path = ledger_path(model, suite.data)
-            path.write_text(ledger_to_json(measure_ledger(model, suite.data)), encoding="utf-8")
-            print(path)
-
-
-if __name__ == "__main__":
-    main()

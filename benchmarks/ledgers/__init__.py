@@ -1,4 +1,4 @@
-"""Committed MAC ledgers: ceilings become BOPs without torch. `python -m benchmarks.models` remakes them."""
+"""Committed MAC ledgers: ceilings become BOPs without torch. `python -m benchmarks.ledgers` remakes them."""
 
 from __future__ import annotations
 
