@@ -177,22 +177,22 @@ def _engine(name: str, address: str | None, suite: Suite) -> Engine:
 
 @dataclass
 class _Observer:
-    """Shows progress and mirrors it to MLflow."""
+    """Shows progress and mirrors it to MLflow; without a tracker another run on this folder does the latter."""
 
     session: Session
     view: View
-    tracker: Tracker
+    tracker: Tracker | None
 
     def progress(self, job: Job, progress: Sequence[Progress]) -> None:
         self.view.progress(job, progress)
-        if job.is_trial:
+        if job.is_trial and self.tracker:
             events = [event for event in progress if event.stage != "pretrain"]
             if events:
                 self.tracker.progress(self.session.trials[job.key], events)
 
     def ended(self, job: Job, outcome: Outcome) -> None:
         self.view.ended(job, outcome)
-        if job.is_trial and (record := self.session.workspace.records.get(job.key)):
+        if job.is_trial and self.tracker and (record := self.session.workspace.records.get(job.key)):
             self.tracker.finished(self.session.trials[job.key], record)
 
 
@@ -205,10 +205,12 @@ def _run(session: Session, engine: Engine, tracking_uri: str | None) -> dict[str
     work |= {f"start-{trial.spec.start.key}": trial.work for trial in session.plan.trials}
     done = len(session.plan.trials) - len(session.missing())
     console.print(f"{session.suite.suite}: {len(session.plan.trials)} trials, {done} done already")
-    tracker = _tracker(session, tracking_uri)
-    with View(console, jobs, work, session.workspace.records) as view:
-        lost = run_jobs(engine, jobs, session.workspace, _Observer(session, view, tracker))
-    tracker.close()
+    place = session.workspace
+    with place.lock("mlflow", wait=False) as only_writer, View(console, jobs, work, place.records) as view:
+        tracker = _tracker(session, tracking_uri) if only_writer else None
+        lost = run_jobs(engine, jobs, place, _Observer(session, view, tracker))
+        if tracker:
+            tracker.close()
     return lost
 
 

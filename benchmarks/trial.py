@@ -34,7 +34,7 @@ from benchmarks.models import build_model
 from benchmarks.pretraining import Start, float_start
 from benchmarks.record import Record, Status
 from benchmarks.result import cost_of, layer_rows
-from benchmarks.spec import TrialSpec
+from benchmarks.spec import TrialSpec, canonical_json
 from benchmarks.suite import candidates_of
 from benchmarks.training import Loop, Problem, Progress, WeightTraining
 from benchmarks.workspace import Workspace
@@ -109,6 +109,7 @@ def run(spec: TrialSpec, workspace: Workspace) -> Generator[Progress, None, Reco
         yield from _search(trial)
         model = yield from _finetune(trial)
         result = _examine(trial, model)
+        canonical_json(result)  # a NaN, or a report that is no JSON, is the method's fault too
     except INFRASTRUCTURE:
         raise
     except Exception as error:  # noqa: BLE001 (the one place: a method may do anything, and its record says what)

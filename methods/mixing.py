@@ -48,7 +48,7 @@ class WidthLogits:
         if not hard:
             return soft
         one_hot = torch.zeros_like(soft).index_fill(0, soft.argmax().reshape(1), 1.0)
-        return one_hot + soft - soft.detach()
+        return one_hot + (soft - soft.detach())  # 0 exactly, so that one branch is had exactly
 
     def relative_bops(self, *, hard: bool = False) -> Tensor:
         """Expected BOPs of the whole network over the ceiling, shape (), differentiable in the logits."""
@@ -83,8 +83,9 @@ class WidthLogits:
         return quantizer.widths[int(self.logits[quantizer].argmax())]
 
     def margins(self) -> dict[str, float]:
-        """Per layer, by how much the likeliest activation logit leads the next."""
-        return {name: _margin(self.logits[layer.input_quantizer]) for name, layer in self.layers.items()}
+        """Per layer with a choice, by how much the likeliest activation logit leads the next."""
+        inputs = {name: layer.input_quantizer for name, layer in self.layers.items()}
+        return {name: _margin(self.logits[q]) for name, q in inputs.items() if len(q.widths) > 1}
 
     def project(self) -> tuple[Policy, dict[str, Any]]:
         """The argmax policy, or the likeliest policy within the ceiling where it exceeds that, with a report.
@@ -132,8 +133,8 @@ class WidthLogits:
 
 
 def _margin(logits: Tensor) -> float:
-    top = logits.detach().topk(min(2, len(logits))).values
-    return float(top[0] - top[-1]) if len(top) > 1 else float("inf")
+    first, second = logits.detach().topk(2).values.tolist()
+    return float(first - second)
 
 
 def select_pinned(problem: Problem, *, weights: bool) -> None:

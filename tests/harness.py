@@ -75,7 +75,7 @@ def cli(*arguments: object, mlflow: bool = False) -> Ran:
     """The command line as a user has it, in this process; torch's settings are put back."""
     out, err = io.StringIO(), io.StringIO()
     deterministic, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
-    tracking = contextlib.nullcontext() if mlflow else mock.patch.object(runner, "_tracker", lambda *_: NoTracker())
+    tracking = contextlib.nullcontext() if mlflow else mock.patch.object(runner, "_tracker", return_value=NoTracker())
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), tracking:
         try:
             code = runner.main([str(argument) for argument in arguments])
@@ -155,10 +155,10 @@ def tiny_suite(overrides: Mapping[str, Any] | None = None, **changes: Any) -> Su
 
 def run_locally(out: Path, ticks: Path) -> None:
     """Run the tiny suite, saving after every step: the target of processes that are to be killed."""
-    torch.set_num_threads(1)
+    suite = tiny_suite()
     with (out.parent / "log").open("a") as log, contextlib.redirect_stderr(log):
         workspace = Workspace(out, "tiny", checkpoint_seconds=0)
-        run_jobs(LocalEngine(), jobs_of(plan(tiny_suite())), workspace, Silent(ticks))
+        run_jobs(LocalEngine(suite.resources), jobs_of(plan(suite)), workspace, Silent(ticks))
 
 
 def run_with_ray(suite: Path, out: Path, methods: str) -> None:

@@ -53,7 +53,7 @@ class RayEngine:
             _connect(self.address)
         resources = _fitted(self.resources)
         settings = asdict(replace(workspace, out=workspace.out.resolve(), gpu=resources.gpus > 0))
-        storage = workspace.folder.resolve() / "ray"
+        storage, name = workspace.folder.resolve() / "ray", f"{workspace.suite}-{os.getpid()}-{int(time.time())}"
         tuner = tune.Tuner(
             tune.with_resources(JobTrainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
             param_space={"workspace": settings, "job": tune.grid_search([job.to_dict() for job in jobs])},
@@ -63,7 +63,7 @@ class RayEngine:
                 trial_dirname_creator=lambda trial: str(trial.config["job"]["key"]),
             ),
             run_config=tune.RunConfig(
-                name=f"{workspace.suite}-{os.getpid()}-{int(time.time())}",
+                name=name,
                 storage_path=str(storage),
                 callbacks=[_Forward({job.key: job for job in jobs}, observer)],
                 failure_config=tune.FailureConfig(max_failures=_MAX_WORKER_DEATHS),
@@ -71,7 +71,7 @@ class RayEngine:
             ),
         )
         tuner.fit()
-        shutil.rmtree(storage, ignore_errors=True)  # Tune's own bookkeeping; records are what counts
+        shutil.rmtree(storage / name, ignore_errors=True)  # Tune's own bookkeeping; records are what counts
 
 
 def _connect(address: str | None) -> None:

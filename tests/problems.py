@@ -1,0 +1,135 @@
+"""Problems of the real harness over networks of microseconds: what tests of methods are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks.compute import Account
+from benchmarks.data import Dataset
+from benchmarks.spec import OptimizerSpec, Recipe, Space
+from benchmarks.suite import candidates_of
+from benchmarks.training import Loop, Problem, WeightTraining
+from methods import load_method
+from methods.contract import Method
+from methods.quantization.convert import QuantizerOptions, convert, ledger_of, replace_activations
+from methods.quantization.cost import Ledger, bops, uniform_bits, with_pins
+from methods.quantization.modules import initialise_activation_steps, initialise_weight_steps, quantization_off
+from tests.strategies import Block, TinyNetwork, tiny_network
+
+# A stem, a gated depthwise block behind an h-swish, and a residual block whose two convolutions share their input:
+# every kind of grid, a tie, squeeze-and-excitation and groups in ten layers.
+BLOCKS = (
+    Block("hardswish", depthwise=False, gate=False, residual=False, stride=1),
+    Block("relu6", depthwise=True, gate=True, residual=False, stride=1),
+    Block("linear", depthwise=False, gate=False, residual=True, stride=2),
+    Block("relu", depthwise=False, gate=False, residual=False, stride=1),
+)
+SPACE = Space(weights=(4,), activations=(3, 4, 8))
+JOINT = Space(weights=(2, 4), activations=(3, 4, 8))
+RECIPE = Recipe(optimizer=OptimizerSpec(lr=0.01), batch_size=8, micro_batch=4)
+
+
+@dataclass(frozen=True)
+class MemorySplit:
+    """Images in memory; an augmented image is shifted by its first draw."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load(self, indices: NDArray[np.int64], draws: NDArray[np.float64] | None) -> tuple[Tensor, Tensor]:
+        chosen = torch.from_numpy(indices)
+        shift = 0.0 if draws is None else torch.from_numpy(draws[:, :1, None, None] - 0.5).float()
+        return self.images[chosen] + shift, self.labels[chosen]
+
+
+def split(count: int, seed: int) -> MemorySplit:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(count, *TinyNetwork.image_shape, generator=generator)
+    return MemorySplit(images, torch.randint(0, 3, (count,), generator=generator))
+
+
+def make_problem(
+    *,
+    space: Space = SPACE,
+    ceiling: float = 0.3,
+    seed: int = 0,
+    draw: int = 0,
+    steps: float = 40,
+    share: float = 0.8,
+    blocks: Sequence[Block] = BLOCKS,
+    recipe: Recipe = RECIPE,
+) -> Problem:
+    """ceiling: 0 is the cheapest policy's cost, 1 the dearest's. steps: fine-tuning steps that the account grants."""
+    model = replace_activations(tiny_network(list(blocks)))
+    ledger = ledger_of(model, TinyNetwork.image_shape)
+    candidates = candidates_of(space, ledger)
+    convert(model, ledger, candidates, QuantizerOptions())
+    data = Dataset(split(64, 1), split(16, 2), split(16, 3), "made up")
+    problem = Problem(
+        model=model,
+        ledger=ledger,
+        candidates=candidates,
+        ceiling=between(ledger, space, ceiling),
+        draw=draw,
+        recipe=recipe,
+        seed=seed,
+        data=data,
+        device=torch.device("cpu"),
+        account=Account(0, 0, 0.0),
+    )
+    initialise_weight_steps(model)
+    initialise_activation_steps(model, [data.train.images[:8]])
+    lowest = uniform_bits(ledger, space.weights[0], space.activations[0])
+    problem.trainee = WeightTraining(problem, with_pins(ledger, lowest), total=1)
+    price = problem.price(WeightTraining.PHASE)
+    quantization_off(model)
+    problem.account = Account(round(steps * price), price, share)
+    return problem
+
+
+def between(ledger: Ledger, space: Space, share: float) -> int:
+    cheapest = bops(ledger, uniform_bits(ledger, space.weights[0], space.activations[0]))
+    dearest = bops(ledger, uniform_bits(ledger, space.weights[-1], space.activations[-1]))
+    return cheapest + int(share * (dearest - cheapest))
+
+
+def make_method(name: str, problem: Problem, options: Mapping[str, Any] | None = None) -> Method:
+    kind = load_method(name)
+    method = kind(problem, kind.Options.model_validate(dict(options or {})))
+    problem.trainee = method
+    return method
+
+
+def search(problem: Problem, method: Method) -> Loop:
+    """A loop over the method's search, within its share."""
+    return Loop(problem, method, "search", limit=problem.account.search_macs)
+
+
+def run_search(loop: Loop, steps: int | None = None) -> None:
+    """All of the search, or so many steps more."""
+    for taken, _ in enumerate(loop.run(), start=1):
+        if taken == steps:
+            return
+
+
+def snapshot(problem: Problem) -> dict[str, Tensor]:
+    """Every parameter and buffer, and every gradient that there is."""
+    grads = {f"grad of {n}": p.grad for n, p in problem.model.named_parameters() if p.grad is not None}
+    return deepcopy({**problem.model.state_dict(), **grads})
+
+
+def differing(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
+    """Names of tensors that are not bit for bit alike, or on one side only."""
+    lone = sorted(before.keys() ^ after.keys())
+    return lone + [name for name in before.keys() & after.keys() if not torch.equal(before[name], after[name])]

@@ -1,0 +1,248 @@
+"""Recalibration and evaluation, the audit of codes, checkpoints, networks and the environment."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks.audit import AuditError, audit_codes
+from benchmarks.checkpoint import (
+    CheckpointError,
+    Saver,
+    load_checkpoint,
+    load_network,
+    network_digest,
+    save_checkpoint,
+    save_network,
+)
+from benchmarks.environment import describe
+from benchmarks.evaluation import evaluate, recalibrate_bn
+from benchmarks.messages import SuiteError
+from benchmarks.models import build_model, published_weights
+from benchmarks.spec import DataSpec, ModelSpec
+from methods.quantization.cost import uniform_bits, with_pins
+from methods.quantization.modules import apply_policy, quant_layers
+from tests.problems import differing, make_problem, split
+
+CPU = torch.device("cpu")
+SMALL = DataSpec(dataset="digits", image_size=8, classes=10)
+
+
+def norm_network() -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Dropout(), nn.Flatten(), nn.Linear(80, 3)
+        )
+
+
+def test_recalibrated_statistics_are_the_mean_over_batches():
+    model, train = norm_network(), split(430, 5)
+    assert recalibrate_bn(model, train, CPU) == 400  # whole batches of 200
+    with torch.no_grad():
+        outputs = [model[0](train.images[start : start + 200]) for start in (0, 200)]
+    mean = torch.stack([out.mean((0, 2, 3)) for out in outputs]).mean(0)
+    variance = torch.stack([out.var((0, 2, 3), unbiased=True) for out in outputs]).mean(0)
+    # Cumulative averages in float32, each a few ulps.
+    assert torch.allclose(model[1].running_mean, mean, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(model[1].running_var, variance, rtol=1e-5)
+
+
+def test_recalibration_forgets_what_was_there_and_touches_nothing_else():
+    one, other = norm_network(), norm_network()
+    with torch.no_grad():
+        other[1].running_mean.fill_(float("nan"))
+        other[1].running_var.fill_(1e9)
+        other[1].num_batches_tracked.fill_(77)
+    before = {name: p.clone() for name, p in one.named_parameters()}
+    for model in (one.train(), other.train()):
+        recalibrate_bn(model, split(60, 5), CPU)
+    assert differing(one.state_dict(), other.state_dict()) == []
+    assert differing(before, dict(one.named_parameters())) == []
+    assert (one[1].momentum, one.training, one[1].training) == (0.1, True, True)
+
+
+def test_evaluation_is_accuracy_and_mean_loss_in_eval_mode():
+    model, test = norm_network().train(), split(230, 6)
+    recalibrate_bn(model, test, CPU)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    score = evaluate(model, test, CPU)
+    assert model.training
+    assert differing(before, model.state_dict()) == []
+    with torch.no_grad():
+        logits = model.eval()(test.images)
+    assert score.images == 230
+    assert score.accuracy == float((logits.argmax(1) == test.labels).sum()) / 230
+    assert score.loss == pytest.approx(float(F.cross_entropy(logits, test.labels)), rel=1e-5)
+
+
+def quantized():
+    problem = make_problem()
+    policy = uniform_bits(problem.ledger, 4, 3)
+    apply_policy(problem.model, with_pins(problem.ledger, policy))
+    return problem, policy, problem.data.validation.images
+
+
+def audit(problem, policy, images):
+    return audit_codes(problem.model, problem.ledger, policy, images, narrow=True)
+
+
+def test_an_honest_network_passes_and_its_levels_are_counted():
+    problem, policy, images = quantized()
+    before = {name: tensor.clone() for name, tensor in problem.model.state_dict().items()}
+    rows = audit(problem, policy, images)
+    assert len(rows) == 2 * len(problem.ledger)
+    assert differing(before, problem.model.state_dict()) == []
+    for row in rows:
+        layer = quant_layers(problem.model)[row["layer"]]
+        if row["tensor"] == "weight":
+            codes = layer.weight_quantizer.codes(layer.weight)
+            assert (row["levels"], row["low"]) == (len(codes.unique()), int(codes.min()))
+        assert row["levels"] <= 2 ** row["bits"]
+
+
+def hook_first(problem, tensor: str, change) -> None:
+    name = next(iter(problem.candidates))
+    quantizer = getattr(quant_layers(problem.model)[name], f"{tensor}_quantizer")
+    quantizer.register_forward_hook(lambda _m, _i, out: change(out, quantizer))
+
+
+def one_level_more(out, quantizer):
+    grid, step = quantizer.grids[quantizer.bits], quantizer.step_of(quantizer.bits)
+    out = out.clone()
+    out.view(-1)[0] = step.view(-1)[0].detach() * (grid.high + 1) - grid.shift
+    return out
+
+
+def off_the_grid(out, quantizer):
+    out = out.clone()
+    out.view(-1)[0] += 0.3 * quantizer.step_of(quantizer.bits).view(-1)[0].detach()
+    return out
+
+
+@pytest.mark.parametrize("tensor", ["weight", "input"])
+@pytest.mark.parametrize(("change", "message"), [(one_level_more, "were promised"), (off_the_grid, "off the grid")])
+def test_a_tampered_network_fails_the_audit(tensor, change, message):
+    problem, policy, images = quantized()
+    hook_first(problem, tensor, change)
+    with pytest.raises(AuditError, match=f"{next(iter(problem.candidates))}: .*{message}"):
+        audit(problem, policy, images)
+
+
+@pytest.mark.parametrize("tensor", ["weight", "input"])
+def test_an_unquantized_tensor_or_other_bits_fail_the_audit(tensor):
+    problem, policy, images = quantized()
+    name = next(iter(problem.candidates))
+    quantizer = getattr(quant_layers(problem.model)[name], f"{tensor}_quantizer")
+    quantizer.off()
+    with pytest.raises(AuditError, match=f"{name}: the {tensor} runs at None bits"):
+        audit(problem, policy, images)
+
+
+def test_bits_that_were_not_promised_fail_the_audit():
+    problem, policy, images = quantized()
+    name = next(iter(problem.candidates))
+    quant_layers(problem.model)[name].input_quantizer.select(8)
+    with pytest.raises(AuditError, match="runs at 8 bits, 3 were promised"):
+        audit(problem, policy, images)
+
+
+def test_values_that_are_no_numbers_fail_the_audit():
+    problem, policy, images = quantized()
+    hook_first(problem, "input", lambda out, _quantizer: out * float("nan"))
+    with pytest.raises(AuditError):
+        audit(problem, policy, images)
+
+
+def test_a_checkpoint_survives_its_file(tmp_path):
+    path = tmp_path / "c.pt"
+    assert load_checkpoint(path, "id") is None
+    state = {"tensor": torch.arange(3), "number": 0.1, "nested": [{"a": None}, "text"]}
+    save_checkpoint(path, "id", state)
+    found = load_checkpoint(path, "id")
+    assert found is not None
+    assert torch.equal(found.pop("tensor"), state.pop("tensor"))
+    assert found == state
+
+
+@pytest.mark.parametrize("place", [0, 40, -1])
+def test_an_altered_or_truncated_checkpoint_is_refused(place, tmp_path):
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, "id", {"a": torch.zeros(5)})
+    body = bytearray(path.read_bytes())
+    body[place] ^= 1
+    path.write_bytes(body)
+    with pytest.raises(CheckpointError, match=r"c\.pt: truncated or altered"):
+        load_checkpoint(path, "id")
+    path.write_bytes(body[:-7])
+    with pytest.raises(CheckpointError, match=r"c\.pt"):
+        load_checkpoint(path, "id")
+
+
+def test_another_trials_checkpoint_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "c.pt", "id", {})
+    with pytest.raises(CheckpointError, match="of trial id, expected schema 1 of trial other"):
+        load_checkpoint(tmp_path / "c.pt", "other")
+
+
+def test_a_saver_saves_every_time_or_once_in_a_while():
+    for seconds, expected in ((0.0, 3), (1e6, 0)):
+        calls: list[int] = []
+        saver = Saver(seconds, lambda calls=calls: calls.append(1))
+        for _ in range(3):
+            saver.tick()
+        assert len(calls) == expected
+
+
+def test_a_networks_digest_follows_names_shapes_and_bytes(tmp_path):
+    state = {"a": torch.zeros(2, 3), "b": torch.ones(2)}
+    save_network(tmp_path / "n.pt", state)
+    assert network_digest(load_network(tmp_path / "n.pt")) == network_digest(state)
+    others = [{**state, "a": torch.zeros(3, 2)}, {"b": state["b"], "a": state["a"]}, {**state, "b": -state["b"]}]
+    others += [{"c": state["a"], "b": state["b"]}, {**state, "a": state["a"].double()}]
+    assert len({network_digest(other) for other in [state, *others]}) == 6
+    with pytest.raises(CheckpointError, match="small suites only"):
+        load_network(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "resnet18"])
+def test_small_forms_keep_the_resolution_of_small_images(name):
+    seen: list[tuple[int, int]] = []
+    for form in ("imagenet", "small"):
+        model = build_model(ModelSpec(name=name, width=0.25, form=form), SMALL).eval()
+        first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+        first.register_forward_hook(lambda _m, _i, out: seen.append(tuple(out.shape[-2:])))
+        assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
+        assert not any(getattr(module, "inplace", False) for module in model.modules())
+    assert seen == [(8, 8), (16, 16)]
+
+
+def test_a_narrow_resnet_is_a_resnet_of_other_widths():
+    narrow, full = (build_model(ModelSpec(name="resnet18", width=w), SMALL) for w in (0.25, 1.0))
+    assert list(narrow.state_dict()) == list(full.state_dict())
+    for name, tensor in full.state_dict().items():
+        own = narrow.state_dict()[name]
+        assert own.dim() == tensor.dim()
+        if name.startswith("layer") and tensor.dim() == 4:
+            assert [4 * size for size in own.shape[:2]] == list(tensor.shape[:2])
+
+
+def test_published_weights_must_be_known_and_fit():
+    imagenet = DataSpec(dataset="imagefolder", image_size=224, classes=1000)
+    with pytest.raises(SuiteError, match="IMAGENET1K_V1"):
+        published_weights(ModelSpec(name="resnet18", weights="V9"), imagenet)
+    with pytest.raises(SuiteError, match="weights=none"):
+        published_weights(ModelSpec(name="resnet18", weights="IMAGENET1K_V1"), SMALL)
+
+
+def test_the_environment_is_json_and_names_what_matters():
+    found = json.loads(json.dumps(describe(2, "cpu")))
+    assert found["threads"] == 2
+    assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"] == torch.__version__
+    assert {"python", "platform", "processor", "cores", "commit", "dirty"} <= set(found)
+    assert np.__version__ == found["numpy"]
