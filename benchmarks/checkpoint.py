@@ -80,7 +80,7 @@ def load_network(path: Path) -> dict[str, torch.Tensor]:
     except FileNotFoundError as error:
         raise CheckpointError(f"no network {path}; networks are kept for small suites only") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, UnpicklingError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); delete it and run the suite again") from error
+        raise CheckpointError(f"{path}: damaged ({type(error).__name__}); delete it and run the suite again") from error
     return state
 
 
