@@ -150,9 +150,10 @@ class Tracker:
         self._log_curve(trial, [(stage, row["step"], row) for stage, curve in curves.items() for row in curve])
         run_id, now, result = self._run(trial), int(time.time() * 1000), record.result
         numbers = {**result.get("metrics", {}), **_cost_metrics(result)}
+        there = self._client.get_run(run_id).data.metrics
         self._client.log_batch(
             run_id,
-            metrics=[Metric(name, float(value), now, 0) for name, value in numbers.items()],
+            metrics=[Metric(name, float(v), now, 0) for name, v in numbers.items() if there.get(name) != float(v)],
             tags=[RunTag("status", record.status), RunTag("commit", str(record.observed["environment"].get("commit")))],
         )
         self._client.log_text(run_id, record.to_json(), "record.json")

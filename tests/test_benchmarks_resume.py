@@ -140,4 +140,5 @@ def test_ray_gives_the_same_records_also_when_its_driver_is_killed(tmp_path):
     process.join(DEADLINE_SECONDS)
     assert process.exitcode == 0, (tmp_path / "log").read_text()
     assert comparable(records) == {f"{name} 0": reference()[f"{name} 0"] for name in names}
-    assert not (out / "tiny" / "ray").exists()
+    # Ray Tune's own bookkeeping goes with the run that made it; a killed run's stays.
+    assert len(list((out / "tiny" / "ray").glob("*"))) <= 1

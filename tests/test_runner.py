@@ -354,8 +354,8 @@ def image_tree(folder: Path, classes: int = 2, images: int = 12) -> Path:
 FOLDER_SUITE = {
     "data": {"dataset": "imagefolder", "image_size": 16, "classes": 2, "augment": "crop-flip"},
     "methods": ["uniform-lsq"],
-    "pretraining": {"epochs": 1, "recipe": {**TINY["recipe"], "batch_size": 4}},
-    "recipe": {**TINY["recipe"], "batch_size": 4},
+    "pretraining": {"epochs": 1, "recipe": {**TINY["recipe"], "batch_size": 4, "micro_batch": 4}},
+    "recipe": {**TINY["recipe"], "batch_size": 4, "micro_batch": 4},
     "compute": {"epochs": 1},
 }
 
