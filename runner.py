@@ -21,6 +21,7 @@ from benchmarks.data.folders import DataError, find_folder, fit_classes
 from benchmarks.engines import Engine, EngineError, Job, Outcome, jobs_of, run_jobs
 from benchmarks.messages import SuiteError, unknown
 from benchmarks.record import Record, RecordError
+from benchmarks.spec import ProceduralSpec
 from benchmarks.suite import Plan, Suite, Trial, load_suite, plan, select, suite_names
 from benchmarks.workspace import Workspace
 from methods import UnknownMethodError, known_methods, load_method
@@ -37,7 +38,7 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 FAILED, WRONG_USE, STOPPED = 1, 2, 130
 
 SuiteOption = Annotated[str, typer.Option("--suite", help="A suite's name, or a YAML file.")]
-DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of the dataset's files (train/ and val/).")]
+DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of the dataset's files, or to draw them into.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Output folder.")]
 MethodsOption = Annotated[str, typer.Option("--methods", help="Only these methods, separated by commas.")]
 ModelsOption = Annotated[str, typer.Option("--models", help="Only these networks, separated by commas.")]
@@ -200,6 +201,7 @@ def _run(session: Session, engine: Engine, tracking_uri: str | None) -> dict[str
     """Run what is missing; returns what was lost."""
     from benchmarks.progress import View
 
+    _draw_images(session)
     jobs = [job for job in session.jobs if not job.done(session.workspace)]
     work = {trial.id: trial.work for trial in session.plan.trials}
     work |= {f"start-{trial.spec.start.key}": trial.work for trial in session.plan.trials}
@@ -212,6 +214,15 @@ def _run(session: Session, engine: Engine, tracking_uri: str | None) -> dict[str
         if tracker:
             tracker.close()
     return lost
+
+
+def _draw_images(session: Session) -> None:
+    """Have generated images on disk before any job needs them."""
+    data, folder = session.suite.data, session.workspace.data
+    if isinstance(data, ProceduralSpec) and folder:
+        from benchmarks.progress import prepare_images
+
+        prepare_images(console, data, folder, lambda text: errors.print(f"warning: {text}", markup=False))
 
 
 def _tracker(session: Session, uri: str | None) -> Tracker:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from benchmarks.data.folders import DataError, class_names, find_folder
 from benchmarks.messages import SuiteError
+from benchmarks.spec import DataSpec, ProceduralSpec
 from benchmarks.suite import Suite, plan
 
 _PACKAGES = ("torch", "torchvision", "ray", "mlflow", "pandas", "matplotlib", "scipy", "scikit-learn", "pydantic")
@@ -58,10 +59,17 @@ def _shared_memory() -> Iterator[Finding]:
 def _data(suite: Suite, data: Path | None) -> Iterator[Finding]:
     try:
         folder = find_folder(suite.data.dataset, data)
-        classes = "" if folder is None else f", {len(class_names(folder))} classes in {folder}"
-        yield Finding(True, f"dataset {suite.data.dataset}{classes}")
+        yield Finding(True, f"dataset {suite.data.dataset}{_contents(suite.data, folder)}")
     except DataError as error:
         yield Finding(False, str(error))
+
+
+def _contents(data: DataSpec, folder: Path | None) -> str:
+    if folder is None:
+        return ""
+    if isinstance(data, ProceduralSpec):
+        return f", {data.preset}, drawn on first use and kept in {folder}"
+    return f", {len(class_names(folder))} classes in {folder}"
 
 
 def _plan(suite: Suite) -> Iterator[Finding]:

@@ -24,26 +24,45 @@ def unknown(what: str, name: str, known: Sequence[str]) -> str:
 def explain(error: ValidationError, kind: type[BaseModel]) -> str:
     """The first thing wrong, in one line; for an unknown key also the known keys and the nearest."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    place, model = _walk(kind, first["loc"])
+    where = ".".join(place)
     if first["type"] == "extra_forbidden":
-        return f"{where}: {unknown('key', str(first['loc'][-1]), _keys_at(kind, first['loc'][:-1]))}"
-    if first["type"] == "literal_error":
-        known = [part.strip(" '") for part in re.split(r",| or ", first["ctx"]["expected"])]
-        return f"{where}: {unknown('value', str(first['input']), known)}"
+        return f"{where}: {unknown('key', place[-1], list(model.model_fields))}"
+    if first["type"] in ("literal_error", "union_tag_invalid"):
+        context = first["ctx"]
+        known = [part.strip(" '") for part in re.split(r",| or ", context.get("expected") or context["expected_tags"])]
+        return f"{where}: {unknown('value', str(context.get('tag', first['input'])), known)}"
+    if first["type"] == "union_tag_not_found":
+        return f"{where}.{first['ctx']['discriminator'].strip(chr(39))}: Field required"
     message = str(first["msg"]).removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
 
 
-def _keys_at(kind: Any, location: Sequence[int | str]) -> list[str]:
-    """Field names of the model that sits at `location` inside `kind`."""
+def _walk(kind: Any, location: Sequence[int | str]) -> tuple[list[str], Any]:
+    """Where `location` is in what was written, and the last model on the way there.
+
+    Pydantic's locations also name which model of a union was meant; what was written does not.
+    """
+    place, models = [], [kind]
     for part in location:
-        if isinstance(part, str) and part in kind.model_fields:
-            kind = _model_in(kind.model_fields[part].annotation)
-    return list(kind.model_fields)
+        of_union = [model for model in models if len(models) > 1 and part in _tags(model)]
+        if of_union:
+            models = of_union
+            continue
+        place.append(str(part))
+        fields = models[0].model_fields
+        if isinstance(part, str) and part in fields:
+            models = _models_in(fields[part].annotation) or models
+    return place, models[0]
 
 
-def _model_in(annotation: Any) -> Any:
+def _models_in(annotation: Any) -> list[Any]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    inner = (_model_in(part) for part in getattr(annotation, "__args__", ()))
-    return next((model for model in inner if model is not None), None)
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
+
+
+def _tags(model: Any) -> list[Any]:
+    """Values that tell a model of a union from its others: those its fields name as literals."""
+    fields = model.model_fields.values()
+    return [value for field in fields for value in getattr(field.annotation, "__args__", ())]

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
+from benchmarks.drawing.presets import SPLITS
 from benchmarks.engines import Job, Outcome
 from benchmarks.record import Records
+from benchmarks.spec import ProceduralSpec
 
 if TYPE_CHECKING:
     from benchmarks.training import Progress as Step
@@ -90,3 +102,17 @@ class View:
             return "time left: measuring"
         left = elapsed * (1 - share) / share
         return f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left"
+
+
+def prepare_images(console: Console, spec: ProceduralSpec, folder: Path, warn: Callable[[str], None]) -> None:
+    """Draw the images that are missing or damaged before trials ask for them, with a bar per split on a terminal."""
+    from benchmarks.data.cache import is_drawn, open_images
+
+    missing = {split: getattr(spec, split) for split in SPLITS if not is_drawn(spec, split, folder)}
+    if missing:
+        console.print(f"drawing {sum(missing.values()):,} images of {spec.preset} into {folder}", markup=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        for split in SPLITS:
+            task = bars.add_task(split, total=getattr(spec, split), visible=split in missing)
+            open_images(spec, split, folder, partial(bars.advance, task), warn)

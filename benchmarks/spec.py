@@ -11,6 +11,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from benchmarks.drawing.presets import MAX_CLASSES, PRESETS, SPLITS
+from benchmarks.messages import unknown
+
 PROTOCOL = 1
 """Raised when a change of the harness changes results; part of every trial's id."""
 
@@ -47,6 +50,31 @@ class DataSpec(Config):
     image_size: int = Field(ge=8, le=1024)
     classes: int = Field(ge=2)
     augment: Literal["none", "affine", "crop-flip"] = "none"
+
+
+class ProceduralSpec(DataSpec):
+    """Generated images. What is not given comes from the preset, which also has the seed and the difficulty."""
+
+    dataset: Literal["procedural"]  # type: ignore[assignment]
+    preset: str
+    image_size: int = Field(ge=16, le=512)
+    classes: int = Field(ge=2, le=MAX_CLASSES)
+    train: int = Field(ge=2, le=10**7)
+    validation: int = Field(ge=2, le=10**7)
+    test: int = Field(ge=2, le=10**7)
+    augment: Literal["none", "crop-flip"] = "none"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        if (preset := PRESETS.get(name := str(given.get("preset")))) is None:
+            raise ValueError(unknown("preset", name, sorted(PRESETS)))
+        return {name: getattr(preset, name) for name in ("image_size", "classes", *SPLITS)} | given
+
+
+AnyData = Annotated[DataSpec | ProceduralSpec, Field(discriminator="dataset")]
 
 
 class Space(Config):
@@ -138,7 +166,7 @@ class StartSpec(Config):
 
     protocol: int = PROTOCOL
     model: ModelSpec
-    data: DataSpec
+    data: AnyData
     pretraining: Pretraining | None
     seed: int
 
@@ -153,7 +181,7 @@ class TrialSpec(Config):
     protocol: int = PROTOCOL
     method: MethodSpec
     model: ModelSpec
-    data: DataSpec
+    data: AnyData
     pretraining: Pretraining | None
     space: Space
     ceiling_bops: int | None

@@ -15,9 +15,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from benchmarks.ledgers import ledger_for
 from benchmarks.messages import SuiteError, explain, unknown
 from benchmarks.spec import (
+    AnyData,
     ComputeSpec,
     Config,
-    DataSpec,
     MethodSpec,
     ModelName,
     ModelSpec,
@@ -95,7 +95,7 @@ class Suite(Config):
 
     suite: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     description: str = ""
-    data: DataSpec
+    data: AnyData
     models: tuple[ModelSpec, ...] = Field(min_length=1)
     weights: Literal["given", "none"] = "given"
     pretraining: Pretraining

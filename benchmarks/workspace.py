@@ -11,6 +11,19 @@ from pathlib import Path
 from benchmarks.record import Records
 
 
+@contextmanager
+def file_lock(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold the lock that is the file `path`; yields whether it was had. The system frees it however a process ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
 @dataclass(frozen=True)
 class Workspace:
     """One suite's folder in an output folder, and how trials run in it; nothing here changes a result.
@@ -55,13 +68,6 @@ class Workspace:
 
     @contextmanager
     def lock(self, name: str, *, wait: bool) -> Iterator[bool]:
-        """Hold the lock `name`; yields whether it was had. The system frees it however the process ends."""
-        path = self.out / "locks" / f"{name}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+        """Hold the lock `name`; yields whether it was had."""
+        with file_lock(self.out / "locks" / f"{name}.lock", wait=wait) as held:
+            yield held

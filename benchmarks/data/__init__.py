@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.spec import DataSpec
+from benchmarks.spec import DataSpec, ProceduralSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,14 +55,21 @@ class Subset:
 
 
 def load_dataset(spec: DataSpec, folder: Path | None) -> Dataset:
-    """Raises DataError for data that cannot be used. folder: where files are; datasets without files ignore it."""
+    """Raises DataError for data that cannot be used.
+
+    folder: where files are, or are kept once they are drawn; datasets without files ignore it.
+    """
     if spec.dataset == "digits":
         from benchmarks.data.digits import load_digits_dataset
 
         return load_digits_dataset(spec)
+    assert folder is not None
+    if isinstance(spec, ProceduralSpec):
+        from benchmarks.data.procedural import load_procedural
+
+        return load_procedural(spec, folder)
     from benchmarks.data.imagefolder import load_imagefolder
 
-    assert folder is not None
     return load_imagefolder(spec, folder)
 
 

@@ -11,6 +11,7 @@ DATA_VARIABLE = "MPBENCH_DATA"
 """Environment variable that names the folder with one folder per dataset."""
 
 _WITHOUT_FILES = {"digits"}
+_GENERATED = {"procedural"}
 
 
 class DataError(Exception):
@@ -20,10 +21,14 @@ class DataError(Exception):
 def find_folder(dataset: str, given: Path | None) -> Path | None:
     """The folder of a dataset's files: as given, else $MPBENCH_DATA/<dataset>, else ./data/<dataset>; None for digits.
 
+    Generated images are kept in the first of these that is named, whether or not it is there yet.
     Raises DataError naming the places that were looked at.
     """
     if dataset in _WITHOUT_FILES:
         return None
+    if dataset in _GENERATED:
+        root = os.environ.get(DATA_VARIABLE)
+        return given or Path(root or "data") / dataset
     if given is not None:
         if not given.is_dir():
             raise DataError(f"no data folder {given}; --data names the folder that holds train/ and val/")
@@ -56,7 +61,7 @@ def class_names(folder: Path) -> list[str]:
 
 
 def fit_classes(spec: DataSpec, folder: Path | None) -> DataSpec:
-    """The dataset with the number of classes that its folder has; datasets without files stay as they are."""
-    if folder is None:
+    """The dataset with the number of classes that its folder has; datasets that make their own stay as they are."""
+    if folder is None or spec.dataset != "imagefolder":
         return spec
     return spec.model_copy(update={"classes": len(class_names(folder))})

@@ -1,0 +1,101 @@
+"""What is drawn: counts, sizes and difficulties of the generated datasets. Free of numpy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+SPLITS = ("train", "validation", "test")
+MAX_CLASSES = 125
+"""Five shapes, five textures and five layouts, crossed."""
+
+Range = tuple[int, int]
+"""Smallest and largest value, both included; drawn uniformly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difficulty:
+    """How much may vary that does not make a class. Lengths in 4096ths of the image's side, colours in grey levels.
+
+    position: largest shift of the figures' middle, either way along x and y.
+    scale: half of the extent of the group of figures.
+    rotation: largest turn of group, figures and texture, either way, in 256ths of a turn; 128 is any angle.
+    period: of the texture.
+    contrast: grey levels between neighbours of the three tones (figure, two of the ground).
+    colour: largest deviation of each channel of each tone from its grey.
+    lighting: largest gain at the image's edge over its middle, in 256ths, from a ramp in any direction.
+    clutter: bars behind the figures. occlusion: half sides of the patch before them. noise: its largest amplitude.
+    """
+
+    position: int
+    scale: Range
+    rotation: int
+    period: Range
+    contrast: Range
+    colour: int
+    lighting: int
+    clutter: int
+    occlusion: Range
+    noise: Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A generated dataset. seed: of the generator; digests: SHA-256 of each split's bytes, (n, size, size, 3)."""
+
+    seed: int
+    classes: int
+    image_size: int
+    train: int
+    validation: int
+    test: int
+    difficulty: Difficulty
+    digests: dict[str, str]
+
+    def resized(self, *, image_size: int, classes: int) -> Preset:
+        return replace(self, image_size=image_size, classes=classes)
+
+
+PRESETS = {
+    "procedural-20": Preset(
+        seed=20,
+        classes=20,
+        image_size=32,
+        train=12_000,
+        validation=2_000,
+        test=10_000,
+        difficulty=Difficulty(
+            position=500,
+            scale=(1100, 1500),
+            rotation=128,
+            period=(640, 900),
+            contrast=(28, 48),
+            colour=24,
+            lighting=64,
+            clutter=3,
+            occlusion=(200, 500),
+            noise=(8, 32),
+        ),
+        digests={},
+    ),
+    "procedural-100": Preset(
+        seed=100,
+        classes=100,
+        image_size=64,
+        train=60_000,
+        validation=5_000,
+        test=10_000,
+        difficulty=Difficulty(
+            position=500,
+            scale=(1100, 1500),
+            rotation=128,
+            period=(400, 700),
+            contrast=(28, 48),
+            colour=24,
+            lighting=64,
+            clutter=4,
+            occlusion=(200, 500),
+            noise=(8, 32),
+        ),
+        digests={},
+    ),
+}
