@@ -204,7 +204,7 @@ def _run(session: Session, engine: Engine, tracking_uri: str | None) -> dict[str
     _draw_images(session)
     jobs = [job for job in session.jobs if not job.done(session.workspace)]
     work = {trial.id: trial.work for trial in session.plan.trials}
-    work |= {f"start-{trial.spec.start.key}": trial.work for trial in session.plan.trials}
+    work |= {f"start-{start.key}": trial.work for trial in session.plan.trials for start in trial.spec.starts}
     done = len(session.plan.trials) - len(session.missing())
     console.print(f"{session.suite.suite}: {len(session.plan.trials)} trials, {done} done already")
     place = session.workspace

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks.checkpoint import (
     Saver,
@@ -43,6 +44,14 @@ class Start:
         return network_digest(self.state)
 
 
+def teacher_network(start: Start, spec: StartSpec, device: torch.device) -> nn.Module:
+    """The start as a network that only answers: in eval mode, without gradients."""
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(spec.model, spec.data)
+    model.load_state_dict(start.state)
+    return model.to(device).eval().requires_grad_(False)
+
+
 def float_start(spec: StartSpec, workspace: Workspace, data: Dataset) -> Generator[Progress, None, Start]:
     """Progress while it trains; returns the start. Of several processes one trains, the others wait for it."""
     path = workspace.start(spec.key)
@@ -72,7 +81,7 @@ def _make(spec: StartSpec, workspace: Workspace, data: Dataset) -> Iterator[Prog
     workspace.checkpoint(spec.key).unlink(missing_ok=True)
 
 
-def _train(spec: StartSpec, workspace: Workspace, data: Dataset, model: torch.nn.Module) -> Iterator[Progress]:
+def _train(spec: StartSpec, workspace: Workspace, data: Dataset, model: nn.Module) -> Iterator[Progress]:
     assert spec.pretraining is not None
     recipe = spec.pretraining.recipe
     unlimited = Account(granted_macs=2**62, epoch_macs=1, search_share=0.0)

@@ -176,13 +176,18 @@ class StartSpec(Config):
 
 
 class TrialSpec(Config):
-    """Everything that a trial's result hangs on. ceiling_bops: None for the float control, which has no BOPs."""
+    """Everything that a trial's result hangs on.
+
+    ceiling_bops: None for the float control, which has no BOPs. teacher: the float network whose soft labels take the
+    place of the labels in every training loss; without one, the identity is that of a trial from before teachers.
+    """
 
     protocol: int = PROTOCOL
     method: MethodSpec
     model: ModelSpec
     data: AnyData
     pretraining: Pretraining | None
+    teacher: StartSpec | None = Field(None, exclude_if=lambda teacher: teacher is None)
     space: Space
     ceiling_bops: int | None
     quantizer: QuantizerSpec
@@ -200,6 +205,11 @@ class TrialSpec(Config):
         """The float network that this trial starts from."""
         seed = 0 if self.pretraining is None else self.seed
         return StartSpec(model=self.model, data=self.data, pretraining=self.pretraining, seed=seed)
+
+    @property
+    def starts(self) -> tuple[StartSpec, ...]:
+        """Every float network that this trial needs."""
+        return (self.start,) if self.teacher is None else (self.start, self.teacher)
 
 
 def canonical_json(value: Any) -> str:

@@ -98,6 +98,7 @@ class Suite(Config):
     data: AnyData
     models: tuple[ModelSpec, ...] = Field(min_length=1)
     weights: Literal["given", "none"] = "given"
+    teacher: ModelSpec | None = None
     pretraining: Pretraining
     space: Space
     ceilings: tuple[Ceiling, ...] = Field(min_length=1)
@@ -196,7 +197,7 @@ class Plan:
     @property
     def starts(self) -> tuple[StartSpec, ...]:
         """The float networks that the trials share, each once."""
-        return tuple({trial.spec.start.key: trial.spec.start for trial in self.trials}.values())
+        return tuple({start.key: start for trial in self.trials for start in trial.spec.starts}.values())
 
 
 def plan(suite: Suite) -> Plan:
@@ -227,7 +228,7 @@ def _check_options(entry: MethodEntry, model: ModelSpec, ledger: Ledger) -> None
 
 
 def _cell(suite: Suite, model: ModelSpec, ledger: Ledger, ceiling: str, budget: int) -> Iterator[Trial]:
-    published = suite.weights == "given" and model.weights is not None
+    published = _published(suite, model)
     for entry in suite.methods:
         method, options = load_method(entry.name), options_of(entry)
         share = suite.compute.share_of(entry.name) if method.searches else 0.0
@@ -238,6 +239,7 @@ def _cell(suite: Suite, model: ModelSpec, ledger: Ledger, ceiling: str, budget: 
                     model=model if published else model.model_copy(update={"weights": None}),
                     data=suite.data,
                     pretraining=None if published else suite.pretraining,
+                    teacher=_teacher(suite),
                     space=suite.space,
                     ceiling_bops=budget if method.quantizes else None,
                     quantizer=suite.quantizer,
@@ -247,6 +249,20 @@ def _cell(suite: Suite, model: ModelSpec, ledger: Ledger, ceiling: str, budget: 
                     draw=draw,
                 )
                 yield Trial(spec, entry.row, ceiling if method.quantizes else FLOAT_CEILING, ledger)
+
+
+def _published(suite: Suite, model: ModelSpec) -> bool:
+    return suite.weights == "given" and model.weights is not None
+
+
+def _teacher(suite: Suite) -> StartSpec | None:
+    """One teacher for all seeds and networks, as published weights would be."""
+    if suite.teacher is None:
+        return None
+    if _published(suite, suite.teacher):
+        return StartSpec(model=suite.teacher, data=suite.data, pretraining=None, seed=0)
+    model = suite.teacher.model_copy(update={"weights": None})
+    return StartSpec(model=model, data=suite.data, pretraining=suite.pretraining, seed=0)
 
 
 def ceiling_name(ceiling: Ceiling) -> str:

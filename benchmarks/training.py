@@ -101,12 +101,24 @@ class Problem:
     data: Dataset
     device: torch.device
     account: Account
+    teacher: nn.Module | None = None
     trainee: Trainee | None = None
     micro_batches: int = 1
     _prices: dict[str, int] = field(default_factory=dict)
+    _soft_labels: dict[int, Tensor] = field(default_factory=dict)
 
     def loss(self, logits: Tensor, batch: MicroBatch) -> Tensor:
+        """Cross-entropy with the labels or, where there is a teacher, with its probabilities alone."""
+        if self.teacher is not None:
+            return F.cross_entropy(logits.float(), self._taught(self.teacher, batch.images))
         return F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.recipe.label_smoothing)
+
+    @torch.no_grad()
+    def _taught(self, teacher: nn.Module, images: Tensor) -> Tensor:
+        """The teacher's probabilities, (n, classes): asked for once per batch, and only where a step uses them."""
+        if id(images) not in self._soft_labels:
+            self._soft_labels[id(images)] = teacher(images).float().softmax(1)
+        return self._soft_labels[id(images)]
 
     def backward(self, loss: Tensor) -> None:
         (loss / self.micro_batches).backward()
@@ -153,6 +165,7 @@ class Problem:
     def run(self, trainee: Trainee, batch: Batch, phase: Phase) -> Mapping[str, float]:
         """One step of the trainee."""
         self.micro_batches = len(batch)
+        self._soft_labels.clear()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
             return trainee.step(batch, phase)
 

@@ -31,7 +31,7 @@ from benchmarks.evaluation import Score, evaluate, recalibrate_bn
 from benchmarks.ledgers import ledger_for
 from benchmarks.messages import SuiteError
 from benchmarks.models import build_model
-from benchmarks.pretraining import Start, float_start
+from benchmarks.pretraining import Start, float_start, teacher_network
 from benchmarks.record import Record, Status
 from benchmarks.result import cost_of, layer_rows
 from benchmarks.spec import TrialSpec, canonical_json
@@ -71,6 +71,7 @@ class _Trial:
     workspace: Workspace
     data: Dataset
     start: Start
+    teacher: nn.Module | None
     ledger: Ledger
     device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
@@ -103,7 +104,11 @@ def run(spec: TrialSpec, workspace: Workspace) -> Generator[Progress, None, Reco
     configure_torch(workspace.threads, workspace.device)
     data = load_dataset(spec.data, workspace.data)
     start = yield from float_start(spec.start, workspace, data)
-    trial = _Trial(spec, workspace, data, start, ledger_for(spec.model, spec.data), torch.device(workspace.device))
+    device, teacher = torch.device(workspace.device), None
+    if spec.teacher is not None:
+        taught = yield from float_start(spec.teacher, workspace, data)
+        teacher = teacher_network(taught, spec.teacher, device)
+    trial = _Trial(spec, workspace, data, start, teacher, ledger_for(spec.model, spec.data), device)
     failure: str | None = None
     try:
         yield from _search(trial)
@@ -120,6 +125,7 @@ def run(spec: TrialSpec, workspace: Workspace) -> Generator[Progress, None, Reco
         "environment": describe(workspace.threads, workspace.device),
         "data_digest": data.digest,
         "weights_digest": start.digest,
+        **({} if teacher is None else {"teacher_digest": network_digest(teacher.state_dict())}),
         "start_seconds": start.seconds,
         "restarts": trial.restarts,
         "engine": workspace.engine,
@@ -152,6 +158,7 @@ def _problem(trial: _Trial, candidates: Candidates, seed: int) -> Problem:
         data=trial.data,
         device=trial.device,
         account=trial.account or Account(0, 0, 0.0),
+        teacher=trial.teacher,
     )
     initialise_weight_steps(model)
     torch.manual_seed(stream_seed(spec.seed, "calibration/dropout"))

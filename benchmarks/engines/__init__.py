@@ -71,7 +71,7 @@ class Engine(Protocol):
 
 def jobs_of(plan: Plan) -> list[Job]:
     """Float starts before the trials that need them, long ones first, so that no core waits at the end."""
-    longest = {trial.spec.start.key: trial.work for trial in plan.trials}
+    longest = {start.key: trial.work for trial in plan.trials for start in trial.spec.starts}
     starts = sorted(plan.starts, key=lambda start: -longest[start.key])
     names = {start.key: f"{start.model.name} · float start · seed {start.seed}" for start in starts}
     trials = sorted(plan.trials, key=lambda trial: -trial.work)
