@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from benchmarks.data.cache import preset_of
 from benchmarks.data.folders import find_folder
 from benchmarks.data.procedural import DrawnSplit, load_procedural
 from benchmarks.drawing.presets import PRESETS
-from benchmarks.drawing.scene import draw
 from benchmarks.spec import ProceduralSpec
 
 _BATCH = 500
 _EPOCHS = 10
 _RATES = (1e-4, 1e-3)
-_TIMED_IMAGES = 2000
 
 
 def main() -> None:
@@ -42,7 +38,6 @@ def main() -> None:
     assert isinstance(train, DrawnSplit)
     assert isinstance(test, DrawnSplit)
     print(f"{options.preset}: {len(train):,} train and {len(test):,} test images, chance {1 / spec.classes:.2%}")
-    print(f"images drawn per second, one core: {images_per_second(spec):,.0f}")
     show("nearest mean colour", nearest_mean_colour(train, test), len(test))
     best = max(linear_classifier(train, test, rate) for rate in _RATES)
     show("linear classifier on pixels, best of two rates", best, len(test))
@@ -52,12 +47,6 @@ def show(name: str, accuracy: float, images: int) -> None:
     """With a 95 % interval of a share of independent images (normal approximation)."""
     half = 1.96 * math.sqrt(accuracy * (1 - accuracy) / images)
     print(f"{name}: {accuracy:.2%} +- {half:.2%} (n = {images:,} images)")
-
-
-def images_per_second(spec: ProceduralSpec) -> float:
-    begun = time.perf_counter()
-    draw(preset_of(spec), "train", np.arange(_TIMED_IMAGES))
-    return _TIMED_IMAGES / (time.perf_counter() - begun)
 
 
 def nearest_mean_colour(train: DrawnSplit, test: DrawnSplit) -> float:

@@ -21,7 +21,7 @@ from benchmarks.drawing.presets import SPLITS, Difficulty, Preset
 T = TypeVar("T", np.int16, np.int32)
 
 _CHUNK_PIXELS = 1 << 16
-"""Pixels drawn at once: planes of 32-bit integers that stay in a core's cache."""
+"""Pixels drawn at once: few enough that planes of 16-bit integers stay in a core's cache."""
 
 _TONE_ORDERS = np.array([(0, 1, 2), (0, 2, 1), (2, 0, 1), (2, 1, 0)], dtype=np.int32)
 
@@ -29,16 +29,17 @@ _TONE_ORDERS = np.array([(0, 1, 2), (0, 2, 1), (2, 0, 1), (2, 1, 0)], dtype=np.i
 class Layout(NamedTuple):
     """Where the figures stand and their radius, in 256ths of the group's scale."""
 
+    name: str
     places: tuple[tuple[int, int], ...]
     radius: int
 
 
 LAYOUTS = (
-    Layout(((0, 0),), 160),
-    Layout(((-150, 0), (150, 0)), 120),
-    Layout(((0, -174), (-151, 87), (151, 87)), 104),
-    Layout(((-141, -141), (141, -141), (-141, 141), (141, 141)), 96),
-    Layout(((-220, 0), (0, 0), (220, 0)), 88),
+    Layout("one", ((0, 0),), 160),
+    Layout("pair", ((-150, 0), (150, 0)), 120),
+    Layout("three", ((0, -174), (-151, 87), (151, 87)), 104),
+    Layout("four", ((-141, -141), (141, -141), (-141, 141), (141, 141)), 96),
+    Layout("row", ((-220, 0), (0, 0), (220, 0)), 88),
 )
 
 
@@ -48,6 +49,11 @@ class Class(NamedTuple):
     shape: int
     texture: int
     layout: int
+
+    @property
+    def name(self) -> str:
+        shape, texture = SHAPES[self.shape].__name__, TEXTURES[self.texture].__name__
+        return f"{LAYOUTS[self.layout].name}, {shape}, {texture}"
 
 
 @cache
