@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from benchmarks.compute import measure_macs
 from benchmarks.engines import jobs_of
+from benchmarks.ledgers import ledger_for
 from benchmarks.record import Records
 from benchmarks.suite import plan
 from benchmarks.training import Problem, WeightTraining
 from methods.contract import MicroBatch
 from methods.quantization.convert import replace_activations
 from methods.quantization.cost import uniform_bits, with_pins
-from tests.harness import cli, tiny_suite, write_suite
+from tests.harness import cli, comparable, finished, tiny_suite, write_suite
 from tests.problems import BLOCKS, make_method, make_problem, run_search, search
 from tests.strategies import tiny_network
 
@@ -136,3 +137,7 @@ def test_a_distilled_suite_runs_to_its_report(tmp_path: Path):
     by_method = {record.spec["method"]["name"]: record.result["account"] for record in records}
     (phase,) = by_method["uniform-lsq"]["phases"]
     assert phase["macs"] == by_method["uniform-lsq"]["granted_macs"]  # E epochs at the taught price
+    plain = comparable(finished().out / "tiny" / "records")["uniform-lsq 0"][1]["account"]["phases"][0]
+    (teacher,) = {trial.spec.teacher for trial in plan(tiny_suite(teacher=SMALL_TEACHER)).trials}
+    forward = sum(layer.macs for layer in ledger_for(teacher.model, teacher.data))
+    assert phase["macs_per_image"] == plain["macs_per_image"] + forward

@@ -88,19 +88,24 @@ def test_a_damaged_file_is_named_and_drawn_again(tmp_path, damage):
     assert load_dataset(FEW, tmp_path).digest == load_dataset(FEW, tmp_path).digest
 
 
-def fill(folder: Path) -> None:
-    load_dataset(FEW, folder)
+def fill(folder: Path, drawn: Path) -> None:
+    """Open every split; `drawn` gets a byte for every image that is drawn here."""
+    with drawn.open("ab") as file:
+        for split in SPLITS:
+            open_images(FEW, split, folder, lambda count: file.write(b"." * count))
 
 
 def test_processes_that_fill_a_folder_at_once_end_with_one_good_file_each_split(tmp_path):
-    processes = [start(fill, tmp_path) for _ in range(3)]
+    images, drawn = tmp_path / "images", tmp_path / "drawn"
+    processes = [start(fill, images, drawn) for _ in range(3)]
     for process in processes:
         process.join(60)
         assert process.exitcode == 0
-    files = sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".lock")
-    assert files == sorted(images_path(FEW, split, tmp_path).name for split in SPLITS)
+    files = sorted(path.name for path in images.iterdir() if path.suffix != ".lock")
+    assert files == sorted(images_path(FEW, split, images).name for split in SPLITS)
+    assert drawn.stat().st_size == 120  # each image by one of them
     with mock.patch("benchmarks.data.cache._write", side_effect=AssertionError("a file was no good")):
-        load_dataset(FEW, tmp_path)
+        load_dataset(FEW, images)
 
 
 def test_a_process_killed_while_drawing_leaves_nothing_that_is_taken_for_images(tmp_path):
@@ -110,7 +115,7 @@ def test_a_process_killed_while_drawing_leaves_nothing_that_is_taken_for_images(
         assert process.is_alive()
     process.kill()
     process.join(60)
-    assert not images_path(slow, "test", tmp_path).exists()
+    assert not images_path(slow, "train", tmp_path).exists()
     assert len(load_dataset(FEW, tmp_path).train) == 60
 
 

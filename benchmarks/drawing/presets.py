@@ -100,6 +100,10 @@ PRESETS = {
             occlusion=(250, 550),
             noise=(8, 40),
         ),
-        digests={},
+        digests={
+            "train": "31c03331cc39037971cf901fd14eec3e2e50b94e0788fffa8bd0655a4d2bb1f4",
+            "validation": "6cb688aff94f2a573590490e62578cca8e4303c898b852753f55e23675e40b13",
+            "test": "9c356a99e2a88b416453b3cc40212846dd8e0e8bd021a260580938fa9fafffba",
+        },
     ),
 }
