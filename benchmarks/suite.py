@@ -214,7 +214,7 @@ def plan(suite: Suite) -> Plan:
             _check_options(entry, model, ledger)
         for ceiling in suite.ceilings:
             budget = ceiling_bops(ceiling, model, ledger)
-            warnings += _check_ceiling(ceiling_name(ceiling), budget, model.name, ledger, suite.space)
+            warnings += _check_ceiling(ceiling_name(ceiling), budget, model.name, ledger, suite)
             for trial in _cell(suite, model, ledger, ceiling_name(ceiling), budget):
                 trials.setdefault(trial.id, trial)
     return Plan(suite, tuple(trials.values()), tuple(warnings))
@@ -294,7 +294,8 @@ def candidates_of(space: Space, ledger: Ledger) -> Candidates:
     return {layer.name: pairs for layer in ledger if not layer.pinned}
 
 
-def _check_ceiling(name: str, budget: int, model: str, ledger: Ledger, space: Space) -> list[str]:
+def _check_ceiling(name: str, budget: int, model: str, ledger: Ledger, suite: Suite) -> list[str]:
+    space = suite.space
     cheapest = bops(ledger, uniform_bits(ledger, space.weights[0], space.activations[0]))
     dearest = bops(ledger, uniform_bits(ledger, space.weights[-1], space.activations[-1]))
     if budget < cheapest:
@@ -304,8 +305,12 @@ def _check_ceiling(name: str, budget: int, model: str, ledger: Ledger, space: Sp
         )
     if budget >= dearest:
         return [f"{model}: the ceiling {name} ({budget:,} BOPs) binds nothing: the dearest policy costs {dearest:,}"]
+    if not any(load_method(entry.name).chooses for entry in suite.methods):
+        return []
     feasible = count_feasible(ledger, candidates_of(space, ledger), budget, limit=FEW_POLICIES)
-    return [f"{model}: only {feasible} policies fit the ceiling {name}"] if feasible < FEW_POLICIES else []
+    if feasible >= FEW_POLICIES:
+        return []
+    return [f"{model}: only {feasible} {'policy fits' if feasible == 1 else 'policies fit'} the ceiling {name}"]
 
 
 def suite_names() -> list[str]:

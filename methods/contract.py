@@ -123,12 +123,14 @@ class Method(Protocol):
     """How bits are chosen. One instance lives through one trial's search.
 
     version: raised when results change; part of the trial's id. searches: whether it spends a search share.
+    chooses: whether it picks among the policies that the ceiling and the space leave, so that their number matters.
     min_steps: steps of its phases without which it has no result. Options must be importable without torch,
     so a method's module imports torch where it is used.
     """
 
     version: ClassVar[int]
     searches: ClassVar[bool]
+    chooses: ClassVar[bool]
     quantizes: ClassVar[bool]
     min_steps: ClassVar[int]
     Options: ClassVar[type[MethodOptions]]
@@ -154,6 +156,7 @@ class FixedChoice:
 
     version: ClassVar[int] = 1
     searches: ClassVar[bool] = False
+    chooses: ClassVar[bool] = False
     quantizes: ClassVar[bool] = True
     min_steps: ClassVar[int] = 0
     Options: ClassVar[type[MethodOptions]] = MethodOptions

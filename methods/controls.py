@@ -83,6 +83,8 @@ class Random(FixedChoice):
     none fits. Each seed and draw has a policy of its own.
     """
 
+    chooses = True
+
     def result(self) -> Searched:
         problem = self.problem
         macs = {layer.name: layer.macs for layer in problem.ledger}

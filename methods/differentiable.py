@@ -36,6 +36,7 @@ class Differentiable:
 
     version: ClassVar[int] = 1
     searches: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
     quantizes: ClassVar[bool] = True
     min_steps: ClassVar[int] = 2
     Options: ClassVar[type[MethodOptions]] = DifferentiableOptions

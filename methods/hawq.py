@@ -42,6 +42,7 @@ class Hawq:
 
     version: ClassVar[int] = 1
     searches: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
     quantizes: ClassVar[bool] = True
     min_steps: ClassVar[int] = MIN_SAMPLES
     Options: ClassVar[type[MethodOptions]] = HawqOptions
