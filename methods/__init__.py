@@ -19,6 +19,9 @@ METHODS: dict[str, str] = {  # naming a method must not import torch
     "float": "methods.controls:Float",
     "given": "methods.controls:Given",
     "random": "methods.controls:Random",
+    "mac-greedy": "methods.controls:MacGreedy",
+    "reversed": "methods.hawq:Reversed",
+    "shuffled": "methods.hawq:Shuffled",
 }
 
 ENTRY_POINTS = "mixed_precision.methods"

@@ -6,7 +6,7 @@ to the sum of integer costs staying within the ceiling. Free of torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -170,19 +170,86 @@ def best_policy(
 
     Raises CeilingError, in BOPs of the whole network, if no policy fits.
     """
-    macs = {layer.name: layer.macs for layer in ledger}
     groups = groups_of(ledger, candidates)
+    costs, values, pinned = _priced(groups, ledger, penalty)
+    try:
+        picks = allocate(costs, values, ceiling - pinned)
+    except CeilingError:
+        raise _too_dear(costs, pinned, ceiling) from None
+    return _picked(groups, picks, ledger)
+
+
+def best_ordered_policy(
+    ledger: Ledger,
+    candidates: Candidates,
+    ceiling: int,
+    penalty: Callable[[str, LayerBits], float],
+    rank: Mapping[str, float],
+) -> Policy:
+    """As `best_policy`, among policies whose bits rise with `rank` and are alike in tied layers; exactly.
+
+    rank: layer -> number; tied layers count as their mean, and layers of equal rank are taken in graph order. One pair
+    of bits is above another if it has more weight bits x activation bits. What has no choice stands outside the order.
+    """
+    groups = [Group(g.layers, tuple(c for c in g.choices if len(set(c)) == 1)) for g in groups_of(ledger, candidates)]
+    groups.sort(key=lambda group: sum(rank[name] for name in group.layers) / len(group.layers))
+    costs, values, pinned = _priced(groups, ledger, penalty)
+    levels = sorted(
+        {choice[0] for group in groups for choice in group.choices}, key=lambda b: (b.weight * b.activation, b)
+    )
+    # By the last layer's level: undominated (cost, value, picks so far) of the layers so far.
+    fronts: list[list[_Partial]] = [[] for _ in levels]
+    fronts[0] = [(pinned, 0.0, ())]
+    for group, cost, value in zip(groups, costs, values, strict=True):
+        reached: list[_Partial] = []
+        place = {levels.index(choice[0]): index for index, choice in enumerate(group.choices)}
+        for level, front in enumerate(fronts):
+            reached = _front(reached + front)
+            before = front if len(place) == 1 else reached
+            picks = [next(iter(place.values()))] if len(place) == 1 else [place[level]] if level in place else []
+            fronts[level] = [
+                (spent + cost[pick], total + value[pick], (*earlier, pick))
+                for pick in picks
+                for spent, total, earlier in before
+                if spent + cost[pick] <= ceiling
+            ]
+    ends = [end for front in fronts for end in front]
+    if not ends:
+        raise _too_dear(costs, pinned, ceiling)
+    return _picked(groups, min(ends, key=lambda end: (end[1], end[0]))[2], ledger)
+
+
+_Partial = tuple[int, float, tuple[int, ...]]
+
+
+def _front(states: list[_Partial]) -> list[_Partial]:
+    """Those that no cheaper or equally cheap state matches in value."""
+    kept: list[_Partial] = []
+    for state in sorted(states):
+        if not kept or state[1] < kept[-1][1]:
+            kept.append(state)
+    return kept
+
+
+def _priced(
+    groups: Sequence[Group], ledger: Ledger, penalty: Callable[[str, LayerBits], float]
+) -> tuple[list[list[int]], list[list[float]], int]:
+    """BOPs and penalty of every choice of every group, and the pinned layers' BOPs."""
+    macs = {layer.name: layer.macs for layer in ledger}
     costs = [
         [sum(macs[n] * b.weight * b.activation for n, b in zip(g.layers, c, strict=True)) for c in g.choices]
         for g in groups
     ]
     values = [[sum(penalty(n, b) for n, b in zip(g.layers, c, strict=True)) for c in g.choices] for g in groups]
-    pinned = bops(tuple(layer for layer in ledger if layer.pinned), {})
-    try:
-        picks = allocate(costs, values, ceiling - pinned)
-    except CeilingError:
-        cheapest = pinned + sum(min(row) for row in costs)
-        raise CeilingError(f"the cheapest policy costs {cheapest} BOPs, above the ceiling of {ceiling} BOPs") from None
+    return costs, values, bops(tuple(layer for layer in ledger if layer.pinned), {})
+
+
+def _too_dear(costs: Sequence[Sequence[int]], pinned: int, ceiling: int) -> CeilingError:
+    cheapest = pinned + sum(min(row) for row in costs)
+    return CeilingError(f"the cheapest policy costs {cheapest} BOPs, above the ceiling of {ceiling} BOPs")
+
+
+def _picked(groups: Sequence[Group], picks: Sequence[int], ledger: Ledger) -> Policy:
     chosen = {
         name: bits
         for group, pick in zip(groups, picks, strict=True)

@@ -107,6 +107,46 @@ class Random(FixedChoice):
         return Searched(Policy({name: policy[name] for name in problem.candidates}))
 
 
+class MacGreedy(FixedChoice):
+    """Bits by size alone: all layers at their dearest bits; while over the ceiling, the layer with the most BOPs goes
+    one choice down (ties: graph order); then layers go up again, the cheapest increment first, while it fits.
+
+    Layers tied to one input grid move together. It knows nothing of the weights or the data.
+    """
+
+    chooses = True
+
+    def result(self) -> Searched:
+        problem = self.problem
+        macs = {layer.name: layer.macs for layer in problem.ledger}
+        groups = [_by_cost(group, macs) for group in groups_of(problem.ledger, problem.candidates)]
+        level = [len(group.choices) - 1 for group in groups]
+
+        def cost(group: int, choice: int) -> int:
+            return _cost(groups[group], choice, macs)
+
+        total = bops(problem.ledger, _policy(groups, level))
+        while total > problem.ceiling:
+            lowerable = [g for g in range(len(groups)) if level[g]]
+            if not lowerable:
+                raise CeilingError(
+                    f"the cheapest policy costs {total} BOPs, above the ceiling of {problem.ceiling} BOPs"
+                )
+            largest = max(lowerable, key=lambda g: cost(g, level[g]))  # the first of several
+            total += cost(largest, level[largest] - 1) - cost(largest, level[largest])
+            level[largest] -= 1
+        while raisable := [
+            (extra, g)
+            for g, group in enumerate(groups)
+            if level[g] + 1 < len(group.choices)
+            and total + (extra := cost(g, level[g] + 1) - cost(g, level[g])) <= problem.ceiling
+        ]:
+            extra, cheapest = min(raisable)
+            level[cheapest], total = level[cheapest] + 1, total + extra
+        policy = _policy(groups, level)
+        return Searched(Policy({name: policy[name] for name in problem.candidates}))
+
+
 def _cost(group: Group, choice: int, macs: dict[str, int]) -> int:
     return sum(macs[n] * b.weight * b.activation for n, b in zip(group.layers, group.choices[choice], strict=True))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,11 +17,16 @@ THETA = Phase("mixture-theta", split="search")
 class DifferentiableOptions(MethodOptions):
     """penalty: lambda of |E[BOPs]/ceiling - 1|. reach: how far Adam may carry a logit, rate x steps.
 
+    relaxation: `softmax`, the mixture of EdMIPS; `gumbel`, softmax((theta + Gumbel noise) / temperature), sampled anew
+    for each quantizer and micro-batch, as in DNAS (Wu et al., arXiv 1812.00090). temperature: where `gumbel` starts; it
+    falls geometrically to 1 / temperature over the search, through 1 half-way.
     alternate: weights and logits learn from disjoint images in turn, as DARTS does.
     """
 
     penalty: float = Field(1.0, ge=0)
     reach: float = Field(3.0, gt=0)
+    relaxation: Literal["softmax", "gumbel"] = "softmax"
+    temperature: float = Field(5.0, ge=1)
     alternate: bool = False
 
 
@@ -32,6 +37,8 @@ class Differentiable:
     Then the argmax, projected exactly onto the ceiling. Fine-tuning goes on from the mixture's weights and steps.
     Deviation: E[BOPs] counts depthwise layers by their groups, which EdMIPS's own complexity term does not.
     Deviation: `alternate` trains theta on images of its own.
+    Deviation: under `gumbel` E[BOPs] is that of softmax(theta), the expectation over the noise of the one-hot that
+    sampling tends to, instead of the sample's own BOPs; and there is one convolution a layer, not parallel branches.
     """
 
     version: ClassVar[int] = 1
@@ -48,6 +55,7 @@ class Differentiable:
 
         self.problem, self.options = problem, options
         generator = problem.stream("search/theta")
+        self.noise = problem.stream("search/gumbel")
         self.theta = WidthLogits(problem, weight_bits=None, spread=0.0, generator=generator)
         select_pinned(problem, weights=True)
         for layer in self.theta.layers.values():
@@ -80,7 +88,7 @@ class Differentiable:
     def step(self, batch: Batch, phase: Phase) -> Mapping[str, float]:
         problem, task = self.problem, 0.0
         for micro in batch:
-            self.theta.mix()
+            self._mix()
             loss = problem.loss(problem.model(micro.images), micro)
             task += float(loss.detach()) / len(batch)
             bops = self.theta.relative_bops()
@@ -98,6 +106,12 @@ class Differentiable:
         self.taken += 1
         return {"loss": task, "relative_bops": float(bops.detach())}
 
+    def _mix(self) -> None:
+        if self.options.relaxation == "softmax":
+            return self.theta.mix()
+        progress = self.taken / max(self.total - 1, 1)
+        self.theta.sample(self.noise, self.options.temperature ** (1.0 - 2.0 * progress))
+
     def result(self) -> Searched:
         policy, report = self.theta.project()
         return Searched(policy, self.problem.model.state_dict(), {**report, "margins": self.theta.margins()})
@@ -106,6 +120,7 @@ class Differentiable:
         return {
             "taken": self.taken,
             "total": self.total,
+            "noise": self.noise.get_state(),
             "theta": self.theta.state_dict(),
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "theta_optimizer": self.theta_optimizer.state_dict(),
@@ -113,6 +128,7 @@ class Differentiable:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.taken, self.total = state["taken"], state["total"]
+        self.noise.set_state(state["noise"])
         self.theta.load_state_dict(state["theta"])
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.theta_optimizer.load_state_dict(state["theta_optimizer"])

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from methods.allocation import best_policy
-from methods.contract import Batch, MethodOptions, Phase, Problem, Searched
+from methods.allocation import best_ordered_policy, best_policy
+from methods.contract import Batch, InapplicableError, MethodOptions, Phase, Problem, Searched
 from methods.quantization.grid import make_grid
 from methods.quantization.policy import LayerBits
 
@@ -23,11 +23,16 @@ class HawqOptions(MethodOptions):
     """error: `sum` or `mean` of the squared rounding error, where public implementations differ.
 
     activation_traces: whether activations are weighed by their Hessian, as HAWQ-v2; off, only weights count.
+    assignment: `ilp`, any policy; `trace-ordered`, only policies whose widths fall with the mean trace, as HAWQ
+    (arXiv 1905.03696) and many public codes have it. probes: `joint`, one probe and one Hessian-vector product for all
+    blocks, whose cross terms add variance; `separate`, one product per block, without them and many times dearer.
     tolerance: stop when every trace's standard error is below it, relative to the trace or the median trace.
     """
 
     error: Literal["sum", "mean"] = "sum"
     activation_traces: bool = True
+    assignment: Literal["ilp", "trace-ordered"] = "ilp"
+    probes: Literal["joint", "separate"] = "joint"
     tolerance: float = Field(0.05, gt=0)
 
 
@@ -80,7 +85,9 @@ class Hawq:
         readers = {name: self.layers[name] for name in self.input_traces} if self.options.activation_traces else {}
         totals_w, totals_a = dict.fromkeys(weights, 0.0), dict.fromkeys(readers, 0.0)
         for micro in batch:
-            of_weights, of_inputs, inputs = hessian_samples(self.problem.model, readers, micro, weights, self.probe)
+            of_weights, of_inputs, inputs = hessian_samples(
+                self.problem.model, readers, micro, weights, self.probe, separate=self.options.probes == "separate"
+            )
             totals_w = {name: total + of_weights[name] / len(batch) for name, total in totals_w.items()}
             totals_a = {name: total + of_inputs[name] / len(batch) for name, total in totals_a.items()}
             self._perturb(inputs, len(micro.labels))
@@ -105,21 +112,44 @@ class Hawq:
         self.images += images
 
     def result(self) -> Searched:
-        weight_errors = self._weight_errors()
+        problem, weight_errors = self.problem, self._weight_errors()
         reader = {name: names[0] for names in self.sharing.values() for name in names}
         sharers = {name: len(names) for names in self.sharing.values() for name in names}
+        weight_traces = self.assigned({name: trace.clamped for name, trace in self.weight_traces.items()})
+        input_traces = self.assigned(
+            {name: trace.clamped for name, trace in self.input_traces.items() if trace.samples}
+        )
 
         def omega(name: str, bits: LayerBits) -> float:
-            weight = self.weight_traces[name].clamped * weight_errors[name][bits.weight]
+            weight = weight_traces[name] * weight_errors[name][bits.weight]
             if not self.options.activation_traces:
                 return weight
             source = reader[name]  # a shared input's term is split between the layers that share it
             error = self.input_errors[source][bits.activation] / self.images / self._size(source, of_input=True)
-            return weight + self.input_traces[source].clamped * error / sharers[name]
+            return weight + input_traces[source] * error / sharers[name]
 
-        policy = best_policy(self.problem.ledger, self.problem.candidates, self.problem.ceiling, omega)
+        if self.options.assignment == "ilp":
+            policy = best_policy(problem.ledger, problem.candidates, problem.ceiling, omega)
+        else:
+            trace = self._ordering(weight_traces, input_traces)
+            policy = best_ordered_policy(problem.ledger, problem.candidates, problem.ceiling, omega, trace)
         objective = sum(omega(name, bits) for name, bits in policy.items())
         return Searched(policy, report={"objective": objective, **self._report()})
+
+    def assigned(self, traces: dict[str, float]) -> dict[str, float]:
+        """The trace that each layer is given; its own here, another's in the controls below."""
+        return traces
+
+    def _ordering(self, weight_traces: Mapping[str, float], input_traces: Mapping[str, float]) -> dict[str, float]:
+        """The mean trace that ranks each layer, of what has a choice of widths: the inputs, or the weights."""
+        choices = [bits for candidates in self.problem.candidates.values() for bits in candidates]
+        if len({bits.activation for bits in choices}) == 1 or not self.options.activation_traces:
+            return dict(weight_traces)
+        if len({bits.weight for bits in choices}) == 1:
+            return {name: input_traces[names[0]] for names in self.sharing.values() for name in names}
+        raise InapplicableError(
+            "trace-ordered assignment ranks layers once, but this space frees weights and activations"
+        )
 
     def _weight_errors(self) -> dict[str, dict[int, float]]:
         from methods.sensitivity import least_squares_step, squared_error
@@ -176,3 +206,27 @@ class Hawq:
         self.input_steps, self.input_errors = state["input_steps"], state["input_errors"]
         self.features, self.images = state["features"], state["images"]
         self.probe.set_state(state["probe"])
+
+
+class Reversed(Hawq):
+    """Control: HAWQ's programme with the mean traces in reverse rank, the most sensitive layer given the least trace.
+
+    Weights' and inputs' traces are permuted among themselves. Same probes, same cost. If it does as well as HAWQ, the
+    sensitivity means nothing.
+    """
+
+    def assigned(self, traces: dict[str, float]) -> dict[str, float]:
+        ranked = sorted(traces, key=lambda name: traces[name])  # stable: ties stay in graph order
+        return dict(zip(ranked, (traces[name] for name in reversed(ranked)), strict=True))
+
+
+class Shuffled(Hawq):
+    """Control: HAWQ's programme with the mean traces permuted at random, anew for each seed and draw."""
+
+    def assigned(self, traces: dict[str, float]) -> dict[str, float]:
+        import torch
+
+        generator = self.problem.stream("search/shuffle")
+        order = torch.randperm(len(traces), generator=generator).tolist()
+        values = list(traces.values())
+        return dict(zip(traces, (values[index] for index in order), strict=True))

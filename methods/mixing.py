@@ -42,6 +42,13 @@ class WidthLogits:
         for quantizer in self.logits:
             quantizer.mix(self.probabilities(quantizer, hard=hard))
 
+    def sample(self, noise: torch.Generator, temperature: float) -> None:
+        """As `mix`, by softmax((logits + g) / temperature), g Gumbel noise (Jang et al., arXiv 1611.01144)."""
+        for quantizer, logits in self.logits.items():
+            uniform = torch.rand(logits.shape, generator=noise, dtype=torch.float64).clamp_min(torch.finfo().tiny)
+            gumbel = -(-uniform.log()).log()
+            quantizer.mix(((logits + gumbel.to(logits.device, logits.dtype)) / temperature).softmax(0))
+
     def probabilities(self, quantizer: Quantizer, *, hard: bool) -> Tensor:
         """softmax(logits), shape (widths,); `hard`: the one-hot of its maximum with the softmax's gradient."""
         soft = self.logits[quantizer].softmax(0)

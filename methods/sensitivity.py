@@ -53,13 +53,15 @@ def hessian_samples(
     batch: MicroBatch,
     weights: Mapping[str, Tensor],
     probe: torch.Generator,
+    *,
+    separate: bool = False,
 ) -> tuple[dict[str, float], dict[str, float], dict[str, Tensor]]:
     """One Hutchinson sample of every trace at once, from one shared-probe Hessian-vector product (Rademacher probe).
 
     inputs_of: name -> layer whose input is meant; weights: name -> weight. Returns v'Hv/n per weight, the same per
     input (mean over images of the per-image Hessian's, n features of one image), and the inputs themselves.
     H is that of the hard cross-entropy in the model's current mode. Cross terms between blocks have mean 0 and only
-    add variance. Gradients of parameters are left alone.
+    add variance; `separate` takes one product per block instead, free of them. Gradients of parameters are left alone.
     """
     captured: dict[str, Tensor] = {}
     # Curvature is a difference of differences: float32, whatever precision the recipe trains in.
@@ -68,9 +70,15 @@ def hessian_samples(
     variables = {**{("weight", n): w for n, w in weights.items()}, **{("input", n): a for n, a in captured.items()}}
     gradients = torch.autograd.grad(loss, list(variables.values()), create_graph=True)
     probes = [_rademacher(variable, probe) for variable in variables.values()]
-    product = sum((g * v).sum() for g, v in zip(gradients, probes, strict=True))
-    assert isinstance(product, Tensor)
-    curvature = torch.autograd.grad(product, list(variables.values()))
+    products = [(g * v).sum() for g, v in zip(gradients, probes, strict=True)]
+    curvature: Sequence[Tensor]
+    if separate:
+        curvature = [
+            torch.autograd.grad(product, variable, retain_graph=True)[0]
+            for product, variable in zip(products, variables.values(), strict=True)
+        ]
+    else:
+        curvature = torch.autograd.grad(torch.stack(products).sum(), list(variables.values()))
     samples: dict[str, dict[str, float]] = {"weight": {}, "input": {}}
     for (kind, name), h, v in zip(variables, curvature, probes, strict=True):
         # The loss is a mean over images, so v'Hv over the stacked inputs already is the mean over images.

@@ -24,7 +24,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("metamix", {"meta_loss": "last", "fixed_meta_state": False, "mixture": "hard"}),
     ("metamix", {"scale": "paper", "warmup_share": 0.0, "start": "float"}),
     ("differentiable", {"alternate": True}),
+    ("differentiable", {"relaxation": "gumbel"}),
     ("hawq", {"activation_traces": False, "error": "mean"}),
+    ("hawq", {"assignment": "trace-ordered", "probes": "separate"}),
 ]
 
 

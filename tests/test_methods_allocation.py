@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from methods.allocation import CeilingError, allocate, best_policy, count_feasible, groups_of
+from methods.allocation import CeilingError, allocate, best_ordered_policy, best_policy, count_feasible, groups_of
 from methods.quantization.cost import Layer, Ledger, bops, with_pins
 from methods.quantization.policy import Candidates, LayerBits, Policy, PolicyError
 from tests.strategies import candidates, ledgers, seeds
@@ -290,6 +290,50 @@ def test_counting_stops_at_the_limit() -> None:
     ledger = tuple(Layer(f"{index}", "conv", macs=1, weights=1, kind="unsigned") for index in range(60))
     choices = {layer.name: [LayerBits(4, 3), LayerBits(4, 4), LayerBits(4, 8)] for layer in ledger}
     assert count_feasible(ledger, choices, 60 * 32, limit=100) == 100
+
+
+@st.composite
+def ordered_searches(draw: st.DrawFn) -> tuple[Ledger, Candidates, dict[str, int], dict[tuple[str, LayerBits], float]]:
+    """A network whose layers may all have the same three widths, their ranks (equal ones are common) and penalties."""
+    ledger = draw(ledgers())
+    widths = [LayerBits(4, 3), LayerBits(4, 4), LayerBits(4, 8)]
+    names = [layer.name for layer in ledger if not layer.pinned]
+    rank = {name: draw(st.integers(0, 3)) for name in names}
+    return ledger, dict.fromkeys(names, widths), rank, {(n, b): draw(WHOLE) for n in names for b in widths}
+
+
+@settings(max_examples=200)
+@given(ordered_searches(), st.data())
+def test_an_ordered_policy_is_the_best_of_those_whose_bits_rise_with_the_rank(search, data) -> None:
+    ledger, choices, rank, penalties = search
+    groups = groups_of(ledger, choices)
+    place = {group: (sum(rank[n] for n in group.layers) / len(group.layers), k) for k, group in enumerate(groups)}
+    free = sorted((group for group in groups if len(group.choices) > 1), key=lambda group: place[group])
+
+    def ordered(policy: Policy) -> bool:
+        rising = [policy[group.layers[0]].activation for group in free]
+        return rising == sorted(rising)
+
+    def value(policy: Policy) -> float:
+        return sum(penalties[item] for item in policy.items())
+
+    fitting = [policy for policy in every_policy(ledger, choices) if ordered(policy)]
+    ceiling = data.draw(st.sampled_from([bops(ledger, policy) for policy in fitting]))
+    found = best_ordered_policy(ledger, choices, ceiling, lambda name, bits: penalties[name, bits], rank)
+    best = min((value(p), bops(ledger, p)) for p in fitting if bops(ledger, p) <= ceiling)
+    assert ordered(found)
+    assert (value(found), bops(ledger, found)) == best
+
+
+def test_an_order_of_many_layers_and_widths_is_found_in_time() -> None:
+    # Seven widths in 60 layers: C(66, 6) = 91 million ordered policies.
+    ledger = tuple(Layer(f"{index}", "conv", macs=1 + index % 7, weights=1, kind="unsigned") for index in range(60))
+    choices = {layer.name: [LayerBits(4, bits) for bits in range(2, 9)] for layer in ledger}
+    ceiling = 20 * sum(layer.macs for layer in ledger)
+    rank = {layer.name: float(index) for index, layer in enumerate(ledger)}
+    policy = best_ordered_policy(ledger, choices, ceiling, lambda name, bits: rank[name] / bits.activation**2, rank)
+    assert bops(ledger, policy) <= ceiling
+    assert len({bits.activation for bits in policy.values()}) > 1
 
 
 # HAWQ-v3's published ResNet-18 example

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
 
 from methods.allocation import CeilingError, groups_of
 from methods.contract import Searched
-from methods.controls import GivenOptions, read_policy
-from methods.quantization.cost import bops
+from methods.controls import GivenOptions, MacGreedy, read_policy
+from methods.quantization.cost import Layer, bops
 from methods.quantization.policy import LayerBits, Policy, PolicyError
 from tests.problems import JOINT, SPACE, make_method, make_problem
 
@@ -57,6 +58,44 @@ def test_a_random_policy_at_the_least_and_the_most():
     problem.ceiling -= 1
     with pytest.raises(CeilingError, match=f"{problem.ceiling + 1} BOPs, above the ceiling of {problem.ceiling}"):
         make_method("random", problem).result()
+
+
+def greedy(macs: list[int], ceiling: int) -> list[int]:
+    """Activation bits that `mac-greedy` gives to layers of these MACs, with 4-bit weights and A3, A4, A8."""
+    ledger = tuple(Layer(f"{index}", "conv", macs=m, weights=1, kind="unsigned") for index, m in enumerate(macs))
+    candidates = {layer.name: [LayerBits(4, bits) for bits in (3, 4, 8)] for layer in ledger}
+    problem = SimpleNamespace(ledger=ledger, candidates=candidates, ceiling=4 * ceiling)
+    policy = MacGreedy(problem, None).result().policy  # type: ignore[arg-type]
+    assert policy is not None
+    return [bits.activation for bits in policy.values()]
+
+
+def test_mac_greedy_lowers_the_dearest_layer_and_fills_up_from_the_cheapest():
+    # Ceilings in MACs x activation bits. All at 8: 80 + 40 + 8 = 128.
+    assert greedy([10, 5, 1], 128) == [8, 8, 8]
+    assert greedy([10, 5, 1], 127) == [4, 8, 8]  # the first is the dearest: 40 + 40 + 8
+    assert greedy([10, 5, 1], 87) == [3, 8, 8]  # 40 against 40: the first in graph order goes on, to 30 + 40 + 8
+    assert greedy([10, 5, 1], 77) == [4, 4, 8]  # now the second is the dearer, to 30 + 20 + 8; 10 more fill it up to 68
+    assert greedy([10, 5, 1], 57) == [3, 3, 8]  # 58 is one too many: the second again, to 53, and 5 more do not fit
+    assert greedy([10, 5, 1], 49) == [3, 3, 4]  # only the last has anything left to give
+
+
+def test_mac_greedy_says_what_the_cheapest_policy_costs():
+    with pytest.raises(CeilingError, match="costs 192 BOPs, above the ceiling of 188 BOPs"):
+        greedy([10, 5, 1], 47)
+
+
+@pytest.mark.parametrize("ceiling", [0.1, 0.4, 0.8])
+@pytest.mark.parametrize("space", [SPACE, JOINT], ids=["activations", "joint"])
+def test_mac_greedy_leaves_nothing_that_one_more_increment_could_use(space, ceiling):
+    problem = make_problem(space=space, ceiling=ceiling)
+    policy = make_method("mac-greedy", problem).result().policy
+    assert policy is not None
+    cost = bops(problem.ledger, policy)
+    for group in groups_of(problem.ledger, problem.candidates):
+        own = sum(bops_of(problem, name, policy[name]) for name in group.layers)
+        costs = {sum(bops_of(problem, n, b) for n, b in zip(group.layers, c, strict=True)) for c in group.choices}
+        assert all(cost - own + other > problem.ceiling for other in costs if other > own)
 
 
 def test_the_float_control_has_no_policy_and_starts_from_the_start():

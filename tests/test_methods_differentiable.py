@@ -84,3 +84,59 @@ def test_a_strong_penalty_brings_the_expected_cost_to_the_ceiling():
     # Theta starts at equal odds: E = the mean width of 5, a share (5 - 3) / (8 - 3) = 0.4 between least and most.
     assert report["expected_bops"] == pytest.approx(problem.ceiling, rel=0.05)
     assert bops(problem.ledger, method.result().policy) <= problem.ceiling
+
+
+def test_gumbel_samples_have_the_softmax_as_the_distribution_of_their_argmax():
+    problem = make_problem()
+    method = make_method("differentiable", problem)
+    assert isinstance(method, Differentiable)
+    quantizer, logits = next((q, p) for q, p in method.theta.logits.items() if len(p) == 3)
+    with torch.no_grad():
+        logits.copy_(torch.tensor([0.0, 1.0, -1.0]))
+    noise, draws = torch.Generator().manual_seed(0), 4000
+    counts = torch.zeros(3)
+    for _ in range(draws):
+        method.theta.sample(noise, 1.0)
+        assert quantizer.probabilities is not None
+        counts[quantizer.probabilities.argmax()] += 1
+    expected = logits.detach().softmax(0)
+    # 5 standard deviations of a binomial share, sqrt(1/4/4000) at most: missed once in a million times, and seeded.
+    assert torch.allclose(counts / draws, expected, rtol=0, atol=5 * (0.25 / draws) ** 0.5)
+
+
+def test_a_low_temperature_samples_near_one_hot_and_a_high_one_near_even():
+    problem = make_problem()
+    method = make_method("differentiable", problem)
+    assert isinstance(method, Differentiable)
+    largest = {}
+    for temperature in (0.02, 50.0):
+        method.theta.sample(torch.Generator().manual_seed(0), temperature)
+        mixed = [q.probabilities for q in method.theta.logits if q.probabilities is not None and len(q.widths) > 1]
+        largest[temperature] = torch.stack([p.max() for p in mixed]).mean()
+    assert largest[0.02] > 0.95
+    assert largest[50.0] < 0.4
+
+
+def test_gumbel_draws_anew_each_step_and_trains_theta_and_weights():
+    problem = make_problem(space=JOINT)
+    method = make_method("differentiable", problem, {"relaxation": "gumbel"})
+    assert isinstance(method, Differentiable)
+    before, theta, seen = snapshot(problem), thetas(method), []
+    for _ in range(2):
+        run_search(search(problem, method), 1)
+        seen.append(torch.cat([q.probabilities.detach() for q in method.theta.logits if q.probabilities is not None]))
+    assert not torch.equal(seen[0], seen[1])
+    assert sorted(differing(theta, thetas(method))) == sorted(theta)
+    assert any(name.endswith(".weight") for name in differing(before, snapshot(problem)))
+
+
+def test_the_temperature_falls_from_its_start_to_its_inverse():
+    problem = make_problem()
+    method = make_method("differentiable", problem, {"relaxation": "gumbel", "temperature": 4.0})
+    assert isinstance(method, Differentiable)
+    seen = []
+    method.theta.sample = lambda noise, temperature: seen.append(temperature)  # type: ignore[method-assign]
+    method.total = 5
+    for method.taken in range(5):
+        method._mix()
+    assert seen == pytest.approx([4.0, 2.0, 1.0, 0.5, 0.25])

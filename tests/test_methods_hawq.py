@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.spec import Space
+from benchmarks.training import Problem
 from methods.allocation import groups_of
-from methods.hawq import HESSIAN, MIN_SAMPLES, Hawq
+from methods.contract import InapplicableError
+from methods.hawq import HESSIAN, MIN_SAMPLES, Hawq, Reversed, Shuffled
 from methods.quantization.cost import bops
+from methods.quantization.policy import Policy
 from tests.problems import JOINT, differing, make_method, make_problem, run_search, search, snapshot
 
 
@@ -97,5 +101,109 @@ def test_the_variant_is_named_in_the_report():
     method = make_method("hawq", problem, {"error": "mean", "activation_traces": False})
     run_search(search(problem, method), 2)
     report = method.result().report
-    assert report["variant"] == {"error": "mean", "activation_traces": False, "tolerance": 0.05}
+    expected = {"error": "mean", "activation_traces": False, "assignment": "ilp", "probes": "joint", "tolerance": 0.05}
+    assert report["variant"] == expected
     assert report["input_traces"] == {}
+
+
+def ordered(policy: Policy, rank: dict[str, float], problem: Problem) -> bool:
+    """Whether activation bits rise with the rank, by groups of layers that share an input."""
+    groups = groups_of(problem.ledger, problem.candidates)
+    by_rank = sorted(groups, key=lambda group: rank[group.layers[0]])
+    bits = [policy[group.layers[0]].activation for group in by_rank]
+    return bits == sorted(bits)
+
+
+def test_trace_ordered_policies_follow_the_input_traces():
+    problem = make_problem(ceiling=0.4)
+    method = make_method("hawq", problem, {"assignment": "trace-ordered"})
+    assert isinstance(method, Hawq)
+    run_search(search(problem, method), 2)
+    for falling in (False, True):
+        names = sorted(method.input_traces, reverse=falling)
+        traces = {name: float(1 + place) for place, name in enumerate(names)}
+        set_traces(method, {}, traces)
+        policy = method.result().policy
+        assert policy is not None
+        rank = {name: traces[names[0]] for names in method.sharing.values() for name in names}
+        assert ordered(policy, rank, problem)
+        assert len({bits.activation for bits in policy.values()}) > 1
+        assert bops(problem.ledger, policy) <= problem.ceiling
+
+
+def test_trace_ordered_weights_follow_the_weight_traces():
+    problem = make_problem(space=Space(weights=(2, 4, 8), activations=(8,)), ceiling=0.6)
+    method = make_method("hawq", problem, {"assignment": "trace-ordered"})
+    assert isinstance(method, Hawq)
+    run_search(search(problem, method), 2)
+    traces = {name: float(1 + place) for place, name in enumerate(method.weight_traces)}
+    set_traces(method, traces, {})
+    policy = method.result().policy
+    assert policy is not None
+    groups = sorted(method.sharing.values(), key=lambda names: sum(traces[name] for name in names) / len(names))
+    bits = [policy[names[0]].weight for names in groups]
+    assert bits == sorted(bits)
+    assert len(set(bits)) > 1
+
+
+def test_trace_ordered_is_refused_where_both_widths_are_free():
+    problem = make_problem(space=JOINT)
+    method = make_method("hawq", problem, {"assignment": "trace-ordered"})
+    run_search(search(problem, method), 2)
+    with pytest.raises(InapplicableError, match="frees weights and activations"):
+        method.result()
+
+
+def test_reversed_gives_the_most_sensitive_the_least_trace():
+    method = make_method("reversed", make_problem())
+    assert isinstance(method, Reversed)
+    assert method.assigned({"a": 3.0, "b": 1.0, "c": 2.0, "d": 9.0}) == {"a": 2.0, "b": 9.0, "c": 3.0, "d": 1.0}
+
+
+def test_reversed_takes_bits_from_the_layer_that_hawq_gives_them_to():
+    policies = []
+    for name in ("hawq", "reversed"):
+        problem = make_problem(ceiling=0.4)
+        method = make_method(name, problem)
+        assert isinstance(method, Hawq)
+        run_search(search(problem, method), 2)
+        sources = list(method.input_traces)
+        set_traces(method, {}, {source: 10.0**place for place, source in enumerate(sources)})
+        policy = method.result().policy
+        assert policy is not None
+        policies.append([policy[source].activation for source in (sources[0], sources[-1])])
+    (first, last), (reversed_first, reversed_last) = policies
+    assert first < last
+    assert reversed_first > reversed_last
+
+
+def test_shuffled_permutes_the_traces_alike_for_a_seed_and_otherwise_for_another():
+    traces = {f"layer{index}": float(index) for index in range(12)}
+    permuted = []
+    for seed in (0, 0, 1):
+        method = make_method("shuffled", make_problem(seed=seed))
+        assert isinstance(method, Shuffled)
+        permuted.append(method.assigned(traces))
+    assert all(list(p) == list(traces) and sorted(p.values()) == sorted(traces.values()) for p in permuted)
+    assert permuted[0] == permuted[1] != permuted[2]
+    assert permuted[0] != traces
+
+
+def test_controls_of_the_sensitivity_probe_as_hawq_does_and_pay_as_much():
+    spent = []
+    for name in ("hawq", "reversed", "shuffled"):
+        problem = make_problem()
+        method = make_method(name, problem)
+        assert isinstance(method, Hawq)
+        run_search(search(problem, method))
+        spent.append((problem.account.spent_macs, {n: t.samples for n, t in method.weight_traces.items()}))
+    assert spent[0] == spent[1] == spent[2]
+
+
+def test_separate_probes_cost_a_product_for_each_block():
+    prices = []
+    for probes in ("joint", "separate"):
+        problem = make_problem()
+        make_method("hawq", problem, {"probes": probes})
+        prices.append(problem.price(HESSIAN))
+    assert prices[1] > 2 * prices[0]  # each of ten products runs through part of the network
