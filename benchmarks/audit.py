@@ -51,12 +51,14 @@ def audit_codes(
     rows = []
     for name, layer in layers.items():
         for tensor, bits in (("weight", promised[name].weight), ("input", promised[name].activation)):
-            grid = make_grid("signed" if tensor == "weight" else kinds[name], bits, narrow=narrow)
             quantizer = getattr(layer, f"{tensor}_quantizer")
             if quantizer.bits != bits:
                 raise AuditError(f"{name}: the {tensor} runs at {quantizer.bits} bits, {bits} were promised")
-            value = captured[name, tensor]
-            found = (value + grid.shift) / spread(quantizer.step_of(bits), value)
+            value, (step, offset) = captured[name, tensor], quantizer.scale_and_offset(bits)
+            # With an offset codes count from 0, whatever the kind.
+            kind = "unsigned" if offset is not None else "signed" if tensor == "weight" else kinds[name]
+            grid = make_grid(kind, bits, narrow=narrow)
+            found = (value + grid.shift - (0.0 if offset is None else offset)) / spread(step, value)
             rows.append({"layer": name, "tensor": tensor, "bits": bits, **_levels(found, grid.low, grid.high, name)})
     return rows
 

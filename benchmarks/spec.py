@@ -99,12 +99,32 @@ class Space(Config):
 
 
 class QuantizerSpec(Config):
-    """How every method's quantizer is built; see methods/quantization."""
+    """How every method's quantizer is built; see methods/quantization. `quantizer: lsq+` is short for its first key.
 
-    parameterisation: Literal["lsq"] = "lsq"
+    parameterisation: what activation quantizers learn: `lsq` the step, `lsq+` step and offset, `min-max` the ends of
+    the range, `beta-gamma` shares of the first batch's range, through a `sigmoid` or not. offset: `real`-valued,
+    or a whole number of steps (`integer`), as integer arithmetic needs it; `lsq` has none.
+    """
+
+    parameterisation: Literal["lsq", "lsq+", "min-max", "beta-gamma"] = "lsq"
+    sigmoid: bool = Field(False, exclude_if=lambda sigmoid: not sigmoid)
+    offset: Literal["real", "integer"] = Field("real", exclude_if=lambda offset: offset == "real")
     gradient_scale: Literal["shared", "tensor", "batch", "none"] = "shared"
     signed: Literal["narrow", "full"] = "narrow"
     padding: Literal["zero-code", "zero"] = "zero-code"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, given: Any) -> Any:
+        return {"parameterisation": given} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _applies(self) -> Self:
+        if self.sigmoid and self.parameterisation != "beta-gamma":
+            raise ValueError(f"sigmoid is an option of beta-gamma, not of {self.parameterisation}")
+        if self.offset == "integer" and self.parameterisation == "lsq":
+            raise ValueError("lsq has no offset; offset: integer needs lsq+, min-max or beta-gamma")
+        return self
 
 
 class OptimizerSpec(Config):

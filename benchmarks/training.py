@@ -20,8 +20,9 @@ from benchmarks.data.stream import Stream, stream_seed, torch_stream
 from benchmarks.spec import OptimizerSpec, Recipe
 from methods.contract import Batch, MicroBatch, Phase
 from methods.quantization.cost import Ledger
-from methods.quantization.modules import Quantizer, apply_policy, initialise_weight_steps, project_steps
+from methods.quantization.modules import apply_policy, initialise_weight_steps, project_steps
 from methods.quantization.policy import Candidates, LayerBits
+from methods.quantization.quantizer import Quantizer
 
 SEARCH_SPLIT = 0.2
 """Share of the training images that phases with split `search` see, and those with split `rest` do not."""
@@ -62,7 +63,7 @@ def make_optimizer(
     quantizer steps learn at `step_scale` times the rate.
     """
     wanted = {id(p) for p in params}
-    step_ids = {id(s) for module in model.modules() if isinstance(module, Quantizer) for s in module.steps.values()}
+    step_ids = {id(p) for module in model.modules() if isinstance(module, Quantizer) for p in module.parameters()}
     chosen = [p for p in model.parameters() if id(p) in wanted]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in chosen if p.dim() > 1], "weight_decay": spec.weight_decay, "lr": spec.lr},

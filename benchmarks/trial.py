@@ -169,7 +169,14 @@ def _problem(trial: _Trial, candidates: Candidates, seed: int) -> Problem:
 
 def quantizer_options(spec: TrialSpec) -> QuantizerOptions:
     quantizer = spec.quantizer
-    return QuantizerOptions(quantizer.gradient_scale, quantizer.signed == "narrow", quantizer.padding == "zero")
+    return QuantizerOptions(
+        gradient_scale=quantizer.gradient_scale,
+        narrow=quantizer.signed == "narrow",
+        pad_with_zero=quantizer.padding == "zero",
+        parameterisation=quantizer.parameterisation,
+        sigmoid=quantizer.sigmoid,
+        integer_offset=quantizer.offset == "integer",
+    )
 
 
 def _open_account(trial: _Trial, problem: Problem) -> Account:

@@ -102,7 +102,8 @@ class Hawq:
         from methods.sensitivity import least_squares_step, squared_error
 
         for name, value in inputs.items():
-            grids = self.layers[name].input_quantizer.grids
+            quantizer = self.layers[name].input_quantizer  # its kind's own grid, also where offsets are learned
+            grids = {b: make_grid(quantizer.kind, b, narrow=quantizer.narrow) for b in quantizer.widths}
             if name not in self.input_steps:
                 self.input_steps[name] = {b: least_squares_step(value, g, per_channel=False) for b, g in grids.items()}
                 self.input_errors[name] = dict.fromkeys(grids, 0.0)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from methods.allocation import best_policy
 from methods.contract import Problem
 from methods.quantization.cost import bops, with_pins
-from methods.quantization.modules import Quantizer, quant_layers
+from methods.quantization.modules import quant_layers
 from methods.quantization.policy import LayerBits, Policy
+from methods.quantization.quantizer import Quantizer
 
 
 class WidthLogits:

@@ -35,6 +35,7 @@ BLOCKS = (
 SPACE = Space(weights=(4,), activations=(3, 4, 8))
 JOINT = Space(weights=(2, 4), activations=(3, 4, 8))
 RECIPE = Recipe(optimizer=OptimizerSpec(lr=0.01), batch_size=8, micro_batch=4)
+QUANTIZER = QuantizerOptions()
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,13 @@ def make_problem(
     share: float = 0.8,
     blocks: Sequence[Block] = BLOCKS,
     recipe: Recipe = RECIPE,
+    quantizer: QuantizerOptions = QUANTIZER,
 ) -> Problem:
     """ceiling: 0 is the cheapest policy's cost, 1 the dearest's. steps: fine-tuning steps that the account grants."""
     model = replace_activations(tiny_network(list(blocks)))
     ledger = ledger_of(model, TinyNetwork.image_shape)
     candidates = candidates_of(space, ledger)
-    convert(model, ledger, candidates, QuantizerOptions())
+    convert(model, ledger, candidates, quantizer)
     data = Dataset(split(64, 1), split(16, 2), split(16, 3), "made up")
     problem = Problem(
         model=model,

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.spec import ComputeSpec, OptimizerSpec, Recipe, Space, TrialSpec, canonical_json, digest
+from benchmarks.messages import SuiteError
+from benchmarks.spec import ComputeSpec, OptimizerSpec, QuantizerSpec, Recipe, Space, TrialSpec, canonical_json, digest
 from benchmarks.suite import load_suite, plan
 from tests.harness import ROOT, tiny_suite
 
@@ -92,6 +93,34 @@ def test_every_part_of_a_part_is_hashed(part):
     for key, value in spec[part].items():
         changed = {**spec, part: {**spec[part], key: "other" if value != "other" else "another"}}
         assert digest(changed) != base, key
+
+
+def test_a_quantizer_can_be_named_and_its_own_options_are_hashed_only_where_they_are_used():
+    assert QuantizerSpec.model_validate("lsq+") == QuantizerSpec(parameterisation="lsq+")
+    assert tiny_suite(quantizer="min-max").quantizer.parameterisation == "min-max"
+    variants = [
+        QuantizerSpec(),
+        *(QuantizerSpec(parameterisation=name) for name in ("lsq+", "min-max", "beta-gamma")),
+        QuantizerSpec(parameterisation="beta-gamma", sigmoid=True),
+        QuantizerSpec(parameterisation="beta-gamma", offset="integer"),
+    ]
+    assert len({a_spec(quantizer=variant).id for variant in variants}) == len(variants)
+    assert set(variants[0].model_dump()) == {"parameterisation", "gradient_scale", "signed", "padding"}
+    for variant in variants:
+        assert QuantizerSpec.model_validate(variant.model_dump()) == variant
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "message"),
+    [
+        ("lsqplus", "lsq\\+"),
+        ({"parameterisation": "min-max", "sigmoid": True}, "sigmoid is an option of beta-gamma, not of min-max"),
+        ({"offset": "integer"}, "lsq has no offset"),
+    ],
+)
+def test_options_that_a_quantizer_does_not_have_are_refused(quantizer, message):
+    with pytest.raises(SuiteError, match=message):
+        tiny_suite(quantizer=quantizer)
 
 
 def test_where_a_trial_runs_does_not_change_its_id():

@@ -6,7 +6,7 @@ import operator
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,15 @@ from torch import Tensor, fx, nn
 from methods.quantization.cost import PINNED_BITS, Layer, Ledger
 from methods.quantization.fake_quant import GradientScale
 from methods.quantization.grid import GridKind
-from methods.quantization.modules import HardSigmoid, HardSwish, QuantConv2d, Quantizer, QuantLinear
+from methods.quantization.modules import HardSigmoid, HardSwish, QuantConv2d, QuantLinear
 from methods.quantization.policy import Candidates, PolicyError
+from methods.quantization.quantizer import (
+    BetaGamma,
+    LearnedOffset,
+    MinMax,
+    Quantizer,
+    StepQuantizer,
+)
 
 _UNSIGNED = (nn.ReLU, nn.ReLU6, nn.Sigmoid)
 _SHIFTED = (nn.Hardswish, HardSwish)
@@ -40,11 +47,34 @@ _UNSIGNED_FUNCTIONS: set[Any] = {F.relu, F.relu6, torch.relu, "relu", "relu_"}
 
 @dataclass(frozen=True)
 class QuantizerOptions:
-    """How quantizers are built, alike for every layer: METHODS.md's choices, each a default here."""
+    """How quantizers are built, alike for every layer.
+
+    parameterisation: what activation quantizers learn; weights learn LSQ's step in every case. sigmoid: of
+    `beta-gamma`. integer_offset: of all but `lsq`.
+    """
 
     gradient_scale: GradientScale = "shared"
     narrow: bool = True
     pad_with_zero: bool = False
+    parameterisation: Literal["lsq", "lsq+", "min-max", "beta-gamma"] = "lsq"
+    sigmoid: bool = False
+    integer_offset: bool = False
+
+    def of_input(self, kind: GridKind, widths: Sequence[int]) -> Quantizer:
+        """A quantizer of activations of this kind."""
+        rule, narrow, integer = self.gradient_scale, self.narrow, self.integer_offset
+        match self.parameterisation:
+            case "lsq":
+                return StepQuantizer(kind, widths, rule=rule, narrow=narrow)
+            case "lsq+":
+                return LearnedOffset(kind, widths, rule=rule, narrow=narrow, integer_offset=integer)
+            case "min-max":
+                return MinMax(kind, widths, rule=rule, narrow=narrow, integer_offset=integer)
+            case "beta-gamma":
+                return BetaGamma(kind, widths, rule=rule, narrow=narrow, integer_offset=integer, sigmoid=self.sigmoid)
+
+    def of_weight(self, channels: int, widths: Sequence[int]) -> StepQuantizer:
+        return StepQuantizer("signed", widths, channels=channels, rule=self.gradient_scale, narrow=self.narrow)
 
 
 def replace_activations(model: nn.Module) -> nn.Module:
@@ -209,9 +239,7 @@ def convert(model: nn.Module, ledger: Ledger, candidates: Candidates, options: Q
     for layer in ledger:
         key = layer.tie or layer.name
         if key not in inputs:
-            inputs[key] = Quantizer(
-                layer.kind, sorted(input_bits[key]), rule=options.gradient_scale, narrow=options.narrow
-            )
+            inputs[key] = options.of_input(layer.kind, sorted(input_bits[key]))
         parent_name, _, child_name = layer.name.rpartition(".")
         parent = model.get_submodule(parent_name)
         weight_bits = sorted({bits.weight for bits in bits_of[layer.name]})
@@ -244,9 +272,7 @@ def _quantizable(
         raise TypeError(f"only Conv2d and Linear can be quantized, got {type(layer).__name__}")
     quantized.weight, quantized.bias = layer.weight, layer.bias
     quantized.train(layer.training)
-    quantized.weight_quantizer = Quantizer(
-        "signed", weight_bits, channels=layer.weight.shape[0], rule=options.gradient_scale, narrow=options.narrow
-    )
+    quantized.weight_quantizer = options.of_weight(layer.weight.shape[0], weight_bits)
     quantized.input_quantizer = input_quantizer
     quantized.to(layer.weight.device)
     return quantized

@@ -1,6 +1,7 @@
 """Learned-step fake quantization (LSQ; Esser et al., ICLR 2020, arXiv 1902.08153): forward, backward, mixtures.
 
-Notation: u = (x + shift) / step, r = round_half_even(clamp(u, low, high)), Q(x) = step * r - shift.
+Notation: u = (x + shift - offset) / step, r = round_half_even(clamp(u, low, high)), Q(x) = step * r - shift + offset.
+The shift is the grid's own; the offset, of LSQ+ (Bhalgat et al., arXiv 2004.09576), is learned; LSQ has none.
 """
 
 from __future__ import annotations
@@ -62,22 +63,23 @@ class _FakeQuantize(torch.autograd.Function):
     """Q(x) with LSQ's gradients. Masks are taken on u, so that they do not hang on clamp's own gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, grid: Grid, scale: float) -> Tensor:
-        ctx.save_for_backward(x, step)
+    def forward(ctx: Any, x: Tensor, step: Tensor, offset: Tensor | None, grid: Grid, scale: float) -> Tensor:
+        ctx.save_for_backward(x, step, offset)
         ctx.grid, ctx.scale = grid, scale
         # Codes are computed in float32 whatever autocast says: bfloat16 misplaces 7 % of 8-bit codes.
         s = spread(step.float(), x)
-        u = (x.float() + grid.shift) if grid.shift else x.float()
-        r = (u / s).clamp_(grid.low, grid.high).round_().mul_(s)
+        r = (_centred(x, offset, grid) / s).clamp_(grid.low, grid.high).round_().mul_(s)
+        if offset is not None:
+            r.add_(offset.float().reshape(()))
         return (r.sub_(grid.shift) if grid.shift else r).to(x.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        x, step = ctx.saved_tensors
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        x, step, offset = ctx.saved_tensors
         grid: Grid = ctx.grid
         s = spread(step.float(), x)
-        u = ((x.float() + grid.shift) if grid.shift else x.float()) / s
+        u = _centred(x, offset, grid) / s
         clamped = u.clamp(grid.low, grid.high)
         inside = clamped == u  # bounds included; false for NaN and infinities
         zero = torch.zeros((), dtype=torch.float32, device=x.device)
@@ -87,15 +89,28 @@ class _FakeQuantize(torch.autograd.Function):
             slope = clamped.round_().sub_(torch.where(inside, u, zero)).mul_(g)
             total = slope.sum() if step.numel() == 1 else slope.reshape(step.numel(), -1).sum(1)
             grad_step = (total * ctx.scale).reshape(step.shape).to(step.dtype)
-        return grad_x, grad_step, None, None
+        grad_offset = None
+        if offset is not None and ctx.needs_input_grad[2]:
+            total = torch.where(inside, zero, g).sum()
+            grad_offset = (total * ctx.scale).reshape(offset.shape).to(offset.dtype)
+        return grad_x, grad_step, grad_offset, None, None
 
 
-def fake_quantize(x: Tensor, step: Tensor, grid: Grid, *, scale: float = 1.0, check: bool = True) -> Tensor:
-    """`x` rounded to `step * code - shift` with codes in `grid`; shape, dtype and memory format of `x` are kept.
+def _centred(x: Tensor, offset: Tensor | None, grid: Grid) -> Tensor:
+    """x + shift - offset, in float32; `x` itself where both are 0."""
+    centred = (x.float() + grid.shift) if grid.shift else x.float()
+    return centred if offset is None else centred - offset.float().reshape(())
 
-    x: any shape; step: 1 element (per tensor) or x.shape[0] elements (per channel); scale: the factor on the
-    step's gradient. dQ/dx is 1 where low <= u <= high (bounds included), else 0; dQ/dstep is r - u inside, low
-    below, high above. NaN stays NaN; infinities go to the outermost codes with zero input gradient.
+
+def fake_quantize(
+    x: Tensor, step: Tensor, grid: Grid, *, offset: Tensor | None = None, scale: float = 1.0, check: bool = True
+) -> Tensor:
+    """`x` rounded to `step * code - shift + offset` with codes in `grid`; shape, dtype and memory format are kept.
+
+    x: any shape; step: 1 element (per tensor) or x.shape[0] elements (per channel); offset: 1 element; scale: the
+    factor on the gradients of step and offset. dQ/dx is 1 where low <= u <= high (bounds included), else 0; dQ/dstep
+    is r - u inside, low below, high above; dQ/doffset is 0 inside, 1 outside. NaN stays NaN; infinities go to the
+    outermost codes with zero input gradient.
     Raises StepError for bad steps (`check=False` skips it where steps are known to be projected).
 
     >>> x = torch.tensor([-1.0, 0.2, 0.3, 9.0])
@@ -104,13 +119,13 @@ def fake_quantize(x: Tensor, step: Tensor, grid: Grid, *, scale: float = 1.0, ch
     """
     if check:
         check_step(step, x)
-    out: Tensor = _FakeQuantize.apply(x, step, grid, scale)
+    out: Tensor = _FakeQuantize.apply(x, step, offset, grid, scale)
     return out
 
 
-def codes(x: Tensor, step: Tensor, grid: Grid) -> Tensor:
+def codes(x: Tensor, step: Tensor, grid: Grid, *, offset: Tensor | None = None) -> Tensor:
     """The integer codes (float32 tensor) that `fake_quantize` gives `x`."""
-    u = (x.float() + grid.shift) / spread(step.float(), x)
+    u = _centred(x, offset, grid) / spread(step.float(), x)
     return u.clamp(grid.low, grid.high).round()
 
 
@@ -120,17 +135,22 @@ def mixture(
     grids: Sequence[Grid],
     weights: Tensor,
     *,
+    offsets: Sequence[Tensor | None] | None = None,
     scales: Sequence[float] | None = None,
     check: bool = True,
 ) -> Tensor:
     """sum_i weights[i] * Q_i(x) over candidate grids; a one-hot `weights` gives that branch exactly.
 
-    steps, grids, scales: one per candidate; weights: shape (candidates,), any values, gradients flow to them.
+    steps, grids, offsets, scales: one per candidate; weights: shape (candidates,), any values, gradients flow to them.
     """
     if not len(steps) == len(grids) == weights.numel():
         raise StepError(f"{len(steps)} steps, {len(grids)} grids and {weights.numel()} weights: give one per candidate")
     factors = [1.0] * len(steps) if scales is None else list(scales)
-    branches = [fake_quantize(x, s, g, scale=f, check=check) for s, g, f in zip(steps, grids, factors, strict=True)]
+    offs = [None] * len(steps) if offsets is None else list(offsets)
+    branches = [
+        fake_quantize(x, s, g, offset=o, scale=f, check=check)
+        for s, g, o, f in zip(steps, grids, offs, factors, strict=True)
+    ]
     mixed = branches[0] * weights[0]
     for branch, weight in zip(branches[1:], weights[1:], strict=True):
         mixed = mixed + branch * weight

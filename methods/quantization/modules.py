@@ -8,109 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.quantization.fake_quant import (
-    MIN_STEP,
-    GradientScale,
-    StepError,
-    codes,
-    fake_quantize,
-    gradient_scale,
-    lsq_step,
-    mixture,
-)
-from methods.quantization.grid import Grid, GridKind, make_grid
 from methods.quantization.policy import LayerBits, PolicyError
-
-
-class Quantizer(nn.Module):
-    """One tensor's quantizer: a learned step per candidate width, and which of them is in use.
-
-    A fresh quantizer is off (float). `select(bits)` uses one width, `mix(probabilities)` a mixture of all of
-    them, `off()` none. Steps are 0 until `initialise` or a state dict sets them; using one before is a StepError.
-    channels: 1 for per-tensor (activations), else one step per output channel (weights).
-    """
-
-    def __init__(
-        self,
-        kind: GridKind,
-        widths: Sequence[int],
-        *,
-        channels: int = 1,
-        rule: GradientScale = "shared",
-        narrow: bool = True,
-    ) -> None:
-        super().__init__()
-        self.kind = kind
-        self.grids: dict[int, Grid] = {bits: make_grid(kind, bits, narrow=narrow) for bits in sorted(set(widths))}
-        self.steps = nn.ParameterDict({str(bits): nn.Parameter(torch.zeros(channels)) for bits in self.grids})
-        self.per_channel = channels > 1
-        self.rule = rule
-        self.bits: int | None = None
-        self.probabilities: Tensor | None = None
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return tuple(self.grids)
-
-    @property
-    def active(self) -> bool:
-        return self.bits is not None or self.probabilities is not None
-
-    def step_of(self, bits: int) -> nn.Parameter:
-        step: nn.Parameter = self.steps[str(bits)]
-        return step
-
-    def off(self) -> None:
-        self.bits = self.probabilities = None
-
-    def select(self, bits: int) -> None:
-        """Use one width. PolicyError if it is no candidate, StepError if its step was never set."""
-        if bits not in self.grids:
-            raise PolicyError(f"{bits} bits are no candidate here; candidates: {', '.join(map(str, self.grids))}")
-        self._require_step(bits)
-        self.bits, self.probabilities = bits, None
-
-    def mix(self, probabilities: Tensor) -> None:
-        """Use the mixture of all candidate widths, in ascending order; shape (candidates,)."""
-        for bits in self.grids:
-            self._require_step(bits)
-        self.bits, self.probabilities = None, probabilities
-
-    def initialise(self, mean_magnitude: Tensor) -> None:
-        """Set every width's step by LSQ's rule from mean|x + shift|, shape () or (channels,)."""
-        with torch.no_grad():
-            for bits, grid in self.grids.items():
-                self.step_of(bits).copy_(lsq_step(mean_magnitude, grid).expand_as(self.step_of(bits)))
-
-    def forward(self, x: Tensor, *, like: Tensor | None = None) -> Tensor:
-        """Quantize `x`; `like` counts the elements for the gradient scale where `x` carries padding."""
-        if not self.active:
-            return x
-        counted = x if like is None else like
-        scales = {b: gradient_scale(self.rule, counted, g, per_channel=self.per_channel) for b, g in self.grids.items()}
-        if self.bits is not None:
-            return fake_quantize(
-                x, self.step_of(self.bits), self.grids[self.bits], scale=scales[self.bits], check=False
-            )
-        assert self.probabilities is not None
-        steps = [self.step_of(bits) for bits in self.grids]
-        return mixture(
-            x, steps, list(self.grids.values()), self.probabilities, scales=list(scales.values()), check=False
-        )
-
-    def codes(self, x: Tensor) -> Tensor:
-        """Integer codes of `x` at the width in use."""
-        if self.bits is None:
-            raise StepError("codes are defined for one width; call select(bits) first")
-        return codes(x, self.step_of(self.bits), self.grids[self.bits])
-
-    def _require_step(self, bits: int) -> None:
-        step = self.step_of(bits)
-        if step.device.type == "cpu" and not bool((step > 0).all()):
-            raise StepError(f"the {bits}-bit step was never set, or is not positive: initialise the quantizer first")
-
-    def extra_repr(self) -> str:
-        return f"{self.kind}, widths={list(self.grids)}, bits={self.bits}"
+from methods.quantization.quantizer import Quantizer
 
 
 class _QuantLayer:
@@ -133,8 +32,9 @@ class QuantConv2d(_QuantLayer, nn.Conv2d):
     """A convolution with quantized weight and input; padding lies on the input's grid.
 
     Zero lies on the grid of unsigned and signed inputs, so they are padded after quantization. On a shifted grid
-    zero is a code only if 0.375 / step is an integer, so the input is padded first and the padding becomes the
-    quantizer's own image of zero; `pad_with_zero` pads with exact zeros instead, as public MetaMix code does.
+    zero is a code only if 0.375 / step is an integer, and with a learned offset hardly ever, so the input is padded
+    first and the padding becomes the quantizer's own image of zero; `pad_with_zero` pads with exact zeros instead, as
+    public MetaMix code does.
     """
 
     pad_with_zero = False
@@ -143,8 +43,8 @@ class QuantConv2d(_QuantLayer, nn.Conv2d):
         weight = self.weight_quantizer(self.weight)
         quantizer = self.input_quantizer
         pads = self._reversed_padding_repeated_twice  # as F.pad wants them, for padding="same" too
-        shifted = quantizer.active and quantizer.kind == "shifted"
-        if shifted and any(pads) and self.padding_mode == "zeros" and not self.pad_with_zero:
+        misses_zero = quantizer.active and not quantizer.zero_is_a_code
+        if misses_zero and any(pads) and self.padding_mode == "zeros" and not self.pad_with_zero:
             padded = quantizer(F.pad(x, pads), like=x)
             return F.conv2d(padded, weight, self.bias, self.stride, 0, self.dilation, self.groups)
         out: Tensor = self._conv_forward(quantizer(x), weight, self.bias)
@@ -216,16 +116,10 @@ def quantization_off(model: nn.Module) -> None:
         quantizer.off()
 
 
-def steps_of(model: nn.Module) -> list[nn.Parameter]:
-    """Every step of the network, each once."""
-    return [step for quantizer in quantizers(model) for step in quantizer.steps.values()]
-
-
-@torch.no_grad()
 def project_steps(model: nn.Module) -> None:
-    """Keep every step at or above MIN_STEP; called after each optimizer step."""
-    for step in steps_of(model):
-        step.clamp_min_(MIN_STEP)
+    """Keep every quantizer's step positive; called after each optimizer step."""
+    for quantizer in quantizers(model):
+        quantizer.project()
 
 
 def initialise_weight_steps(model: nn.Module) -> None:
@@ -240,14 +134,17 @@ def initialise_activation_steps(model: nn.Module, batches: Sequence[Tensor]) -> 
     batches: micro-batches of images, averaged with equal weight.
     """
     sums: dict[Quantizer, Tensor] = {}
+    extents: dict[Quantizer, tuple[Tensor, Tensor]] = {}
     counts: dict[Quantizer, int] = {}
 
     def watch(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         quantizer: Quantizer = layer.input_quantizer  # type: ignore[assignment]
-        shift = next(iter(quantizer.grids.values())).shift
+        shift, (low, high) = next(iter(quantizer.grids.values())).shift, inputs[0].aminmax()
         sums[quantizer] = (
             sums.get(quantizer, torch.zeros((), device=inputs[0].device)) + (inputs[0] + shift).abs().mean()
         )
+        least, most = extents.get(quantizer, (low, high))
+        extents[quantizer] = torch.minimum(least, low), torch.maximum(most, high)
         counts[quantizer] = counts.get(quantizer, 0) + 1
 
     quantization_off(model)
@@ -266,4 +163,4 @@ def initialise_activation_steps(model: nn.Module, batches: Sequence[Tensor]) -> 
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
     for quantizer, total in sums.items():
-        quantizer.initialise(total / counts[quantizer])
+        quantizer.initialise(total / counts[quantizer], extents[quantizer])
