@@ -16,6 +16,7 @@ METHODS: dict[str, str] = {  # naming a method must not import torch
     "hawq": "methods.hawq:Hawq",  # Dong et al. 2020, Yao et al. 2021
     "differentiable": "methods.differentiable:Differentiable",  # Cai & Vasconcelos 2020
     "metamix": "methods.metamix:MetaMix",  # Kim et al. 2024
+    "metamix-joint": "methods.metamix:MetaMixJoint",  # an extension of ours
     "float": "methods.controls:Float",
     "given": "methods.controls:Given",
     "random": "methods.controls:Random",

@@ -63,7 +63,7 @@ class Searched:
 
     policy: bits of exactly the searchable layers, or None for a network that stays float. state: a state dict to go
     on from (weights, batch normalization, activation steps), or None to start from the float weights.
-    report: what the record keeps of the search; JSON types only.
+    report: what the record keeps of the search; JSON types only. Its `note`, if there is one, stands in the row.
     """
 
     policy: Policy | None

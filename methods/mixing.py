@@ -95,6 +95,11 @@ class WidthLogits:
         inputs = {name: layer.input_quantizer for name, layer in self.layers.items()}
         return {name: _margin(self.logits[q]) for name, q in inputs.items() if len(q.widths) > 1}
 
+    def activation_shares(self) -> dict[str, list[float]]:
+        """Per layer with a choice, the probability of each activation width, to four decimals."""
+        shares = {n: self.probabilities(layer.input_quantizer, hard=False) for n, layer in self.layers.items()}
+        return {name: [round(p, 4) for p in share.tolist()] for name, share in shares.items() if share.numel() > 1}
+
     def project(self) -> tuple[Policy, dict[str, Any]]:
         """The argmax policy, or the likeliest policy within the ceiling where it exceeds that, with a report.
 

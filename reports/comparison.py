@@ -64,6 +64,10 @@ class Outcome:
         return self.result.get("cost") or {}
 
     @property
+    def search(self) -> Mapping[str, Any]:
+        return self.result.get("search") or {}
+
+    @property
     def accuracy(self) -> float:
         return float(self.metrics["test_accuracy"])
 

@@ -124,7 +124,8 @@ def _lower(baseline: Cell) -> Verdict:
 
 
 def _notes(cell: Cell) -> Iterator[str]:
-    """Unused ceilings, stopped searches, averaged draws, and what became of the trials that are not ok."""
+    """What the method says of itself, unused ceilings, stopped searches, averaged draws, trials that are not ok."""
+    yield from sorted({note for outcome in cell.ok if (note := outcome.search.get("note"))})
     unused = max((outcome.cost.get("unused_share", 0.0) for outcome in cell.ok), default=0.0)
     if unused > UNUSED_WORTH_SAYING:
         up_to = "up to " if len(cell.ok) > 1 else ""

@@ -23,6 +23,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in SEARCHING),
     ("metamix", {"meta_loss": "last", "fixed_meta_state": False, "mixture": "hard"}),
     ("metamix", {"scale": "paper", "warmup_share": 0.0, "start": "float"}),
+    ("metamix", {"branches": "highest", "statistics_batches": 1}),
     ("differentiable", {"alternate": True}),
     ("differentiable", {"relaxation": "gumbel"}),
     ("hawq", {"activation_traces": False, "error": "mean"}),

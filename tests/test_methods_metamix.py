@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.spec import Space
 from benchmarks.training import Problem
 from methods.contract import Batch, InapplicableError
-from methods.metamix import META, SELECTION, MetaMix, MetaMixOptions
+from methods.metamix import META, SELECTION, STATISTICS, Branch, MetaMix, MetaMixJoint, MetaMixOptions
 from methods.quantization.cost import bops
 from methods.quantization.modules import quant_layers
 from tests.problems import JOINT, differing, make_method, make_problem, run_search, search, snapshot
@@ -147,7 +148,7 @@ def test_where_weights_are_free_it_says_which_width_it_took():
     searched = method.result()
     assert searched.policy is not None
     assert {bits.weight for bits in searched.policy.values()} == {2}
-    assert "2-bit weights" in searched.report["subspace"]
+    assert "2-bit weights" in searched.report["note"]
     with pytest.raises(InapplicableError, match="weight_bits 5"):
         make_method("metamix", make_problem(space=JOINT), {"weight_bits": 5})
 
@@ -157,3 +158,89 @@ def test_lambda_is_written_as_lambda():
     assert MetaMixOptions.model_validate({"lambda": 3.0}).model_dump(mode="json")["lambda"] == 3.0
     dumped = MetaMixOptions().model_dump(mode="json")
     assert MetaMixOptions.model_validate(dumped) == MetaMixOptions()
+
+
+def test_plain_training_teaches_the_highest_width_only(monkeypatch):
+    problem, method, batch = started(branches="highest")
+    found = step_gradients(method, problem, batch, monkeypatch)
+    assert (found[3], found[4]) == (0.0, 0.0)
+    assert found[8] > 0
+    full, *_ = started()
+    assert problem.price(META) < 0.4 * full.price(META)  # one branch of three
+
+
+def test_alpha_s_course_is_kept():
+    problem = make_problem(steps=200)
+    method = make_method("metamix", problem)
+    assert isinstance(method, MetaMix)
+    run_search(search(problem, method))
+    searched = method.total - method.warmup
+    assert searched > 10
+    steps = [point["search_step"] for point in method.result().report["course"]]
+    assert len(steps) == 10
+    assert steps == sorted(set(steps))
+    assert steps[-1] == searched
+    last = method.result().report["course"][-1]["probabilities"]
+    shares = {name: layer.input_quantizer for name, layer in method.alpha.layers.items()}
+    for name, quantizer in shares.items():
+        now = method.alpha.probabilities(quantizer, hard=False)
+        # Four decimals are kept.
+        assert torch.allclose(torch.tensor(last[name]), now.detach(), rtol=0, atol=0.6e-4), name
+
+
+@pytest.mark.parametrize("batches", [0, 2])
+def test_variances_are_measured_before_and_after_and_change_nothing(batches):
+    problem = make_problem()
+    method = make_method("metamix", problem, {"statistics_batches": batches})
+    assert isinstance(method, MetaMix)
+    loop = search(problem, method)
+    before = snapshot(problem)
+    for _ in range(batches):
+        assert method.phase() == STATISTICS
+        run_search(loop, 1)
+    assert differing(before, snapshot(problem)) == []
+    assert method.phase() == META
+    run_search(loop)
+    steps = {name: entry.steps for name, entry in problem.account.phases.items()}
+    assert steps.get("search/bn-statistics", 0) == 2 * batches
+    assert not loop.stopped
+    report = method.result().report
+    if not batches:
+        assert "variances" not in report
+        return
+    for when in ("before", "after"):
+        assert len(report["variances"][when]) == sum("running_var" in name for name in before)
+        assert all(set(widths) == {"3", "4"} for widths in report["variances"][when].values())
+    # At the start weights are the same for every width; coarser widths lie farther from the finest.
+    mean = {bits: sum(w[bits] for w in report["variances"]["before"].values()) for bits in ("3", "4")}
+    assert mean["3"] > mean["4"] > 0
+
+
+def test_measuring_takes_from_the_share_of_the_search():
+    with pytest.raises(InapplicableError, match="leave its share no selection"):
+        make_method("metamix", make_problem(), {"statistics_batches": 500}).phase()
+
+
+def test_the_joint_search_trains_every_width_of_both_and_says_that_it_is_ours():
+    problem = make_problem(space=JOINT, ceiling=0.5)
+    method = make_method("metamix-joint", problem)
+    assert isinstance(method, MetaMixJoint)
+    assert method.branches == [Branch(2, 3), Branch(2, 4), Branch(4, 8)]
+    before, alpha = snapshot(problem), alphas(method)
+    run_search(search(problem, method))
+    changed = differing(before, snapshot(problem))
+    for part in ("weight_quantizer.steps.2", "weight_quantizer.steps.4", "input_quantizer.steps.3"):
+        assert any(name.endswith(part) for name in changed), part
+    assert sorted(differing(alpha, alphas(method))) == sorted(alpha)
+    searched = method.result()
+    assert searched.policy is not None
+    assert bops(problem.ledger, searched.policy) <= problem.ceiling
+    assert "not of the paper" in searched.report["note"]
+
+
+def test_joint_branches_repeat_the_lowest_of_the_shorter_list():
+    problem = make_problem(space=Space(weights=(2, 3, 4, 8), activations=(4, 8)), ceiling=0.5)
+    method = make_method("metamix-joint", problem)
+    assert isinstance(method, MetaMixJoint)
+    assert method.branches == [Branch(2, 4), Branch(3, 4), Branch(4, 4), Branch(8, 8)]
+    assert [str(branch) for branch in method.branches][:2] == ["w2a4", "w3a4"]

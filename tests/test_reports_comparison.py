@@ -178,6 +178,17 @@ def test_unused_ceilings_and_stopped_searches_are_said():
     assert only(comparison, "metamix").notes == ("search stopped: its share ran out",)
 
 
+def test_what_a_method_says_of_itself_stands_in_its_row_once():
+    plan = make_plan(make_suite(["hawq", "metamix"], seeds=[0, 1]))
+
+    def change(trial, result, observed):
+        result["search"] = {"note": "searches a part of the space"} if trial.row == "metamix" else {}
+
+    comparison = gather(plan, Shelf(plan, change))
+    assert only(comparison, "metamix").notes == ("searches a part of the space",)
+    assert only(comparison, "hawq").notes == ()
+
+
 def test_protocols_do_not_mix():
     plan = make_plan(make_suite(["uniform-lsq", "hawq"]))
     shelf = Shelf(plan)
