@@ -22,7 +22,7 @@ from benchmarks.engines import Engine, EngineError, Job, Outcome, jobs_of, run_j
 from benchmarks.messages import SuiteError, unknown
 from benchmarks.record import Record, RecordError
 from benchmarks.spec import ProceduralSpec
-from benchmarks.suite import Plan, Suite, Trial, load_suite, plan, select, suite_names
+from benchmarks.suite import MethodEntry, Plan, Suite, Trial, load_suite, options_of, plan, select, suite_names
 from benchmarks.workspace import Workspace
 from methods import UnknownMethodError, known_methods, load_method
 
@@ -471,6 +471,34 @@ def doctor(suite: SuiteOption = "quick", data: DataOption = None, out: OutOption
     if not all(finding.ok for finding in findings):
         raise typer.Exit(FAILED)
     console.print(f"next: python runner.py --suite {suite}", markup=False)
+
+
+@app.command()
+def check(
+    method: str,
+    options: Annotated[list[str], typer.Option("--set", help="key=value, an option of the method.")] = [],  # noqa: B006
+    only: Annotated[
+        str, typer.Option("--only", help="Only questions with these words, such as `ceiling or gradients`.")
+    ] = "",
+) -> None:
+    """Have a method, registered or a plug-in, sit the exam that all methods sit."""
+    from benchmarks.exam import examine
+
+    chosen = dict(_assignment(text) for text in options)
+    try:
+        options_of(MethodEntry(name=method, options=chosen))
+    except ValueError as error:
+        raise SuiteError(str(error)) from None
+
+    def show(mark: str, question: str) -> None:
+        console.print(f"{mark:9}  {question}", markup=False)
+
+    failed = examine(method, chosen, show, only=only)
+    for question, how in failed:
+        console.print(f"\nFAILED: {question}\n{how}", markup=False)
+    if failed:
+        raise typer.Exit(FAILED)
+    console.print(f"{method} passes; next: add it to a suite's methods", markup=False)
 
 
 USER_ERRORS = (SuiteError, DataError, RecordError, EngineError, UnknownMethodError)

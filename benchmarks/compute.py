@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
@@ -67,6 +69,56 @@ class _FlopCounter(TorchDispatchMode):
         if formula is not None:
             self.flops += int(formula(*args, **kwargs, out_val=out))
         return out
+
+
+class UnpaidWorkError(Exception):
+    """A method ran the network where nobody charges it, or for more than the price of its step."""
+
+
+@dataclass
+class ForwardMeter:
+    """Forward MACs of a network's layers, counted while they run; running them outside a step is an error.
+
+    macs_of: layer -> MACs of one image. A copy of the network that a method makes counts as well.
+    """
+
+    macs_of: dict[str, int]
+    macs: int = 0
+    stepping: bool = False
+    seen: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        def count(name: str) -> Any:
+            def hook(_layer: nn.Module, inputs: Any) -> None:
+                if not self.stepping:
+                    raise UnpaidWorkError(f"the method ran {name} outside its step, where nothing is charged")
+                self.macs += len(inputs[0]) * self.macs_of[name]
+
+            return hook
+
+        handles = [model.get_submodule(name).register_forward_pre_hook(count(name)) for name in self.macs_of]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def step(self, phase: str, images: int) -> Iterator[None]:
+        """One step of `phase`. Raises UnpaidWorkError if it runs more or less per image than the phase's first."""
+        before, outer, self.stepping = self.macs, self.stepping, True
+        try:
+            yield
+        finally:
+            self.stepping = outer
+        spent = self.macs - before
+        priced, priced_images = self.seen.setdefault(phase, (spent, images))
+        if spent * priced_images != priced * images:
+            raise UnpaidWorkError(
+                f"a step of {phase} ran {spent // images:,} forward MACs per image, {priced // priced_images:,} when "
+                "its price was taken; give work that differs a phase of its own"
+            )
 
 
 @dataclass

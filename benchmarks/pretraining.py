@@ -93,7 +93,7 @@ def _train(spec: StartSpec, workspace: Workspace, data: Dataset, model: nn.Modul
         draw=0,
         recipe=recipe,
         seed=stream_seed(spec.seed, "pretrain"),
-        data=data,
+        train=data.train,
         device=torch.device(workspace.device),
         account=unlimited,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from benchmarks.compute import Account, measure_macs
-from benchmarks.data import Dataset, Subset, permutation
+from benchmarks.compute import Account, ForwardMeter, measure_macs
+from benchmarks.data import Split, Subset, permutation
 from benchmarks.data.stream import Stream, stream_seed, torch_stream
 from benchmarks.spec import OptimizerSpec, Recipe
 from methods.contract import Batch, MicroBatch, Phase
@@ -90,7 +90,10 @@ def cosine(step: int, total: int, warmup_share: float) -> float:
 
 @dataclass
 class Problem:
-    """The harness's side of methods.contract.Problem: model, budgets, losses, gradients, streams."""
+    """The harness's side of methods.contract.Problem: model, budgets, losses, gradients, streams.
+
+    train: the training split; nothing else of the data is in reach of a method. meter: watches a method's work.
+    """
 
     model: nn.Module
     ledger: Ledger
@@ -99,11 +102,12 @@ class Problem:
     draw: int
     recipe: Recipe
     seed: int
-    data: Dataset
+    train: Split
     device: torch.device
     account: Account
     teacher: nn.Module | None = None
     trainee: Trainee | None = None
+    meter: ForwardMeter | None = None
     micro_batches: int = 1
     _prices: dict[str, int] = field(default_factory=dict)
     _soft_labels: dict[int, Tensor] = field(default_factory=dict)
@@ -167,7 +171,9 @@ class Problem:
         """One step of the trainee."""
         self.micro_batches = len(batch)
         self._soft_labels.clear()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+        images = sum(len(micro.labels) for micro in batch)
+        metered = self.meter.step(phase.name, images) if self.meter else nullcontext()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"), metered:
             return trainee.step(batch, phase)
 
     @contextmanager
@@ -190,7 +196,7 @@ class Problem:
 
     def batches(self, phase: Phase, stage: str, position: int = 0) -> Stream:
         """The stream of a phase, from its `position`-th batch on."""
-        train = self.data.train
+        train = self.train
         if phase.split != "train":
             order = permutation(stream_seed(0, "search-split"), count=len(train))
             cut = max(self.recipe.batch_size, round(len(train) * SEARCH_SPLIT))

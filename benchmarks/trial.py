@@ -22,7 +22,7 @@ from torch import nn
 
 from benchmarks.audit import audit_codes
 from benchmarks.checkpoint import CheckpointError, Saver, load_checkpoint, network_digest, save_checkpoint, save_network
-from benchmarks.compute import Account
+from benchmarks.compute import Account, ForwardMeter
 from benchmarks.data import Dataset, load_dataset
 from benchmarks.data.folders import DataError
 from benchmarks.data.stream import stream_seed
@@ -155,7 +155,7 @@ def _problem(trial: _Trial, candidates: Candidates, seed: int) -> Problem:
         draw=spec.draw,
         recipe=spec.recipe,
         seed=seed,
-        data=trial.data,
+        train=trial.data.train,
         device=trial.device,
         account=trial.account or Account(0, 0, 0.0),
         teacher=trial.teacher,
@@ -209,15 +209,16 @@ def _search(trial: _Trial) -> Iterator[Progress]:
             return  # _finetune reads the rest
     kind = load_method(spec.method.name)
     torch.manual_seed(stream_seed(trial.search_seed, "search/dropout"))
-    problem.trainee = method = kind(problem, kind.Options.model_validate(spec.method.options))
-    _require_share(problem, method, kind.min_steps)
-    loop = Loop(problem, method, "search", limit=trial.account.search_macs)
-    if saved:
-        problem.model.load_state_dict(saved["model"])
-        loop.load_state_dict(saved["loop"])
-        torch.set_rng_state(saved["rng"])
-    saver = Saver(trial.workspace.checkpoint_seconds, lambda: _save(trial, "search", problem.model, loop))
-    with trial.timed("search"):
+    problem.meter = ForwardMeter({layer.name: layer.macs for layer in trial.ledger})
+    with problem.meter.watching(problem.model), trial.timed("search"):
+        problem.trainee = method = kind(problem, kind.Options.model_validate(spec.method.options))
+        _require_share(problem, method, kind.min_steps)
+        loop = Loop(problem, method, "search", limit=trial.account.search_macs)
+        if saved:
+            problem.model.load_state_dict(saved["model"])
+            loop.load_state_dict(saved["loop"])
+            torch.set_rng_state(saved["rng"])
+        saver = Saver(trial.workspace.checkpoint_seconds, lambda: _save(trial, "search", problem.model, loop))
         for progress in loop.run():
             saver.tick()
             yield progress

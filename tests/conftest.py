@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+from typing import Any
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -12,5 +15,23 @@ from hypothesis import settings
 settings.register_profile("ci", derandomize=True, deadline=None, database=None, max_examples=50, print_blob=True)
 settings.register_profile("explore", deadline=None, max_examples=2000, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--examine",
+        dest="examinees",
+        action="append",
+        default=[],
+        type=_examinee,
+        metavar='METHOD[={"option": value}]',
+        help="the methods that tests/test_every_method.py examines; all registered ones if none is named",
+    )
+
+
+def _examinee(given: str) -> tuple[str, dict[str, Any]]:
+    name, _, options = given.partition("=")
+    return name, json.loads(options or "{}")
+
 
 torch.set_num_threads(1)  # sums keep their order, and the tests their speed beside other work

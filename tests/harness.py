@@ -161,10 +161,10 @@ def run_locally(out: Path, ticks: Path) -> None:
         run_jobs(LocalEngine(suite.resources), jobs_of(plan(suite)), workspace, Silent(ticks))
 
 
-def run_with_ray(suite: Path, out: Path, methods: str) -> None:
+def run_with_ray(suite: Path, out: Path, *arguments: str) -> None:
     """The command line with Ray's engine: the target of processes that are to be killed."""
     with (out.parent / "log").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        code = runner.main(["--suite", str(suite), "--out", str(out), "--methods", methods])
+        code = runner.main(["--suite", str(suite), "--out", str(out), *arguments])
     os._exit(code)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.compute import Account
-from benchmarks.data import Dataset
+from benchmarks.compute import Account, ForwardMeter
 from benchmarks.spec import OptimizerSpec, Recipe, Space
 from benchmarks.suite import candidates_of
 from benchmarks.training import Loop, Problem, WeightTraining
 from methods import load_method
-from methods.contract import Method
+from methods.contract import Method, Searched
 from methods.quantization.convert import QuantizerOptions, convert, ledger_of, replace_activations
 from methods.quantization.cost import Ledger, bops, uniform_bits, with_pins
 from methods.quantization.modules import initialise_activation_steps, initialise_weight_steps, quantization_off
+from methods.quantization.policy import LayerBits
 from tests.strategies import Block, TinyNetwork, tiny_network
 
 # A stem, a gated depthwise block behind an h-swish, and a residual block whose two convolutions share their input:
@@ -77,7 +78,7 @@ def make_problem(
     ledger = ledger_of(model, TinyNetwork.image_shape)
     candidates = candidates_of(space, ledger)
     convert(model, ledger, candidates, quantizer)
-    data = Dataset(split(64, 1), split(16, 2), split(16, 3), "made up")
+    train = split(64, 1)
     problem = Problem(
         model=model,
         ledger=ledger,
@@ -86,12 +87,12 @@ def make_problem(
         draw=draw,
         recipe=recipe,
         seed=seed,
-        data=data,
+        train=train,
         device=torch.device("cpu"),
         account=Account(0, 0, 0.0),
     )
     initialise_weight_steps(model)
-    initialise_activation_steps(model, [data.train.images[:8]])
+    initialise_activation_steps(model, [train.images[:8]])
     lowest = uniform_bits(ledger, space.weights[0], space.activations[0])
     problem.trainee = WeightTraining(problem, with_pins(ledger, lowest), total=1)
     price = problem.price(WeightTraining.PHASE)
@@ -135,3 +136,22 @@ def differing(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list
     """Names of tensors that are not bit for bit alike, or on one side only."""
     lone = sorted(before.keys() ^ after.keys())
     return lone + [name for name in before.keys() & after.keys() if not torch.equal(before[name], after[name])]
+
+
+def watched(problem: Problem) -> AbstractContextManager[None]:
+    """Inside, running the network outside a step is an error, as in a trial."""
+    problem.meter = ForwardMeter({layer.name: layer.macs for layer in problem.ledger})
+    return problem.meter.watching(problem.model)
+
+
+def finetuning(problem: Problem, searched: Searched) -> Problem:
+    """The problem of fine-tuning that follows a search: the chosen widths only, the search's state."""
+    widths = {n: [LayerBits(8, 8)] for n in problem.candidates} if searched.policy is None else searched.policy
+    model = replace_activations(tiny_network(problem.model.plan))  # type: ignore[arg-type]
+    convert(model, problem.ledger, {n: b if isinstance(b, list) else [b] for n, b in widths.items()}, QUANTIZER)
+    initialise_weight_steps(model)
+    initialise_activation_steps(model, [problem.train.load(np.arange(8), None)[0]])
+    if searched.state is not None:
+        own = model.state_dict()
+        model.load_state_dict({**own, **{name: value for name, value in searched.state.items() if name in own}})
+    return replace(problem, model=model, meter=None, trainee=None, _prices={}, _soft_labels={})

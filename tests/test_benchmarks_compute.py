@@ -85,7 +85,7 @@ def test_a_quantized_step_costs_what_a_float_step_costs():
     # Quantizers are elementwise; but the first layer's weight and input are no leaves, as weights pass a quantizer.
     problem = make_problem()
     layers = list(quant_layers(problem.model).values())
-    images = problem.data.train.load(torch.arange(4).numpy(), None)[0]
+    images = problem.train.load(torch.arange(4).numpy(), None)[0]
     plain = measure_macs(lambda: problem.model(images))
     for layer in layers:
         layer.weight_quantizer.select(layer.weight_quantizer.widths[0])

@@ -85,7 +85,7 @@ def quantized():
     problem = make_problem()
     policy = uniform_bits(problem.ledger, 4, 3)
     apply_policy(problem.model, with_pins(problem.ledger, policy))
-    return problem, policy, problem.data.validation.images
+    return problem, policy, split(16, 2).images
 
 
 def audit(problem, policy, images):

@@ -17,7 +17,6 @@ from benchmarks.suite import plan
 from benchmarks.training import Progress
 from benchmarks.workspace import Workspace
 from tests.harness import (
-    METHODS,
     comparable,
     copy_float_starts,
     finished,
@@ -40,24 +39,6 @@ def _torch_settings() -> Iterator[None]:
 
 def reference() -> dict[str, object]:
     return comparable(finished().out / "tiny" / "records")
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_trial_stopped_anywhere_ends_as_if_it_had_not_been(method, tmp_path):
-    out = copy_float_starts(tmp_path)
-    workspace = Workspace(out, "tiny", checkpoint_seconds=0)
-    (chosen,) = plan(tiny_suite(methods=[method])).trials
-    # A trial has at least 14 events, as many as 36 where nothing is searched for; it is stopped before the last.
-    dice = random.Random(method)
-    for steps in (dice.randint(1, 5), dice.randint(2, 8)):
-        life = trial.run(chosen.spec, workspace)
-        seen = [next(life) for _ in range(steps)]
-        life.close()
-        assert workspace.checkpoint(chosen.id).exists(), seen
-    record = run_to_end(trial.run(chosen.spec, workspace))
-    assert record.observed["restarts"] == 2
-    assert comparable(workspace.records.folder) == {f"{method} 0": reference()[f"{method} 0"]}
-    assert not workspace.checkpoint(chosen.id).exists()
 
 
 def run_to_end(life: Iterator[Progress]) -> object:
@@ -131,7 +112,7 @@ def test_ray_gives_the_same_records_also_when_its_driver_is_killed(tmp_path):
     names = ("hawq", "differentiable", "metamix")
     out = copy_float_starts(tmp_path)
     records = out / "tiny" / "records"
-    arguments = (finished().suite, out, ",".join(names))
+    arguments = (finished().suite, out, "--methods", ",".join(names))
     process = start(run_with_ray, *arguments)
     wait_for("a first record", process, lambda: records.is_dir() and any(records.glob("*.json")))
     process.kill()

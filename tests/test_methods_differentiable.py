@@ -49,7 +49,7 @@ def test_weights_and_theta_learn_from_disjoint_images():
     ]
     split, rest = (problem.batches(phase, "search").split for phase in (THETA, WEIGHTS))
     assert not set(split.indices.tolist()) & set(rest.indices.tolist())  # type: ignore[attr-defined]
-    assert len(split) + len(rest) == len(problem.data.train)
+    assert len(split) + len(rest) == len(problem.train)
     assert all(images)
 
 

@@ -64,6 +64,8 @@ def load_digits_dataset(spec: DataSpec) -> Dataset:
     images = images.expand(-1, 3, -1, -1).contiguous()
     labels = torch.from_numpy(targets[order])
     ends = (0, TRAIN, TRAIN + VALIDATION, TRAIN + VALIDATION + TEST)
-    train, validation, test = (DigitsSplit(images[a:b], labels[a:b]) for a, b in pairwise(ends))
+    # Copies: a slice would carry the memory of the other splits along.
+    splits = (DigitsSplit(images[a:b].clone(), labels[a:b].clone()) for a, b in pairwise(ends))
+    train, validation, test = splits
     digest = hashlib.sha256(pixels[order].tobytes() + targets[order].tobytes()).hexdigest()
     return Dataset(train, validation, test, digest)

@@ -1,0 +1,229 @@
+"""The exam itself: what it must catch. Each method here has one fault planted, and is caught by a question."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+import benchmarks.trial
+import tests.test_every_method as exam
+from benchmarks.compute import UnpaidWorkError
+from benchmarks.data import Subset, load_dataset
+from benchmarks.exam import examine
+from benchmarks.spec import DataSpec
+from benchmarks.suite import plan
+from benchmarks.training import Problem
+from benchmarks.workspace import Workspace
+from methods import METHODS, known_methods
+from methods.contract import Batch, FixedChoice, Phase, Searched
+from methods.hawq import Hawq
+from methods.metamix import MetaMix
+from methods.quantization.policy import LayerBits, Policy
+from tests.harness import cli, copy_float_starts, tiny_suite
+from tests.problems import make_problem, run_search, search, watched
+from tests.test_every_method import Examinee
+
+
+def looked(method: Any) -> None:
+    """Run the network on a few images, as a method that scores policies would."""
+    with torch.no_grad():
+        method.problem.model(method.problem.train.load(torch.arange(4).numpy(), None)[0])
+
+
+class LooksWhenBuilt(MetaMix):
+    """Runs the network before its first step."""
+
+    def __init__(self, problem: Any, options: Any) -> None:
+        super().__init__(problem, options)
+        looked(self)
+
+
+class LooksBetweenSteps(MetaMix):
+    """Runs the network while it is asked for its phase."""
+
+    def phase(self) -> Phase | None:
+        looked(self)
+        return super().phase()
+
+
+class LooksAtTheEnd(MetaMix):
+    """Runs the network to choose its result."""
+
+    def result(self) -> Searched:
+        looked(self)
+        return super().result()
+
+
+class WorksMoreLater(MetaMix):
+    """Its third step costs more than the one that was priced."""
+
+    def step(self, batch: Batch, phase: Phase) -> Mapping[str, float]:
+        if self.taken == 2:
+            with torch.no_grad():
+                self.problem.model(batch[0].images)
+        return super().step(batch, phase)
+
+
+@pytest.mark.parametrize("cheat", [LooksWhenBuilt, LooksBetweenSteps, LooksAtTheEnd, WorksMoreLater])
+def test_work_outside_the_priced_step_is_caught(cheat: type[MetaMix]) -> None:
+    with pytest.raises(UnpaidWorkError, match=r"outside its step|forward MACs per image"):
+        from_end_to_end(cheat)
+
+
+def from_end_to_end(kind: type[MetaMix]) -> Problem:
+    problem = make_problem()
+    with watched(problem):
+        problem.trainee = method = kind(problem, kind.Options())
+        run_search(search(problem, method))
+        method.result()
+    return problem
+
+
+def test_an_honest_method_is_not_disturbed() -> None:
+    looked(SimpleNamespace(problem=from_end_to_end(MetaMix)))  # afterwards nobody watches
+
+
+def test_in_a_trial_it_is_the_method_s_failure_and_the_record_says_what(tmp_path, monkeypatch) -> None:
+    (chosen,) = plan(tiny_suite(methods=["metamix"])).trials
+    workspace = Workspace(copy_float_starts(tmp_path), "tiny")
+    monkeypatch.setattr(benchmarks.trial, "load_method", lambda _name: LooksAtTheEnd)
+    for _ in benchmarks.trial.run(chosen.spec, workspace):
+        pass
+    record = workspace.records.get(chosen.id)
+    assert record is not None
+    assert record.result["status"] == "failed"
+    assert record.result["reason"]["type"] == "UnpaidWorkError"
+    assert "outside its step" in record.result["reason"]["message"]
+
+
+# Faults that questions of the exam catch.
+
+
+class OnePercentOver(FixedChoice):
+    """Its policy costs a little more than the ceiling, where the space leaves anything dearer."""
+
+    chooses: ClassVar[bool] = True
+
+    def result(self) -> Searched:
+        problem = self.problem
+        policy = {name: choices[0] for name, choices in problem.candidates.items()}
+        dearest = {name: choices[-1] for name, choices in problem.candidates.items()}
+        return Searched(Policy(dearest if problem.ceiling > 1.01 * cost(problem, policy) else policy))
+
+
+def cost(problem: Any, policy: Mapping[str, LayerBits]) -> int:
+    from methods.quantization.cost import bops
+
+    return bops(problem.ledger, policy)
+
+
+class DrawsFromTheGlobalGenerator(Hawq):
+    """Takes its probes from torch's global generator."""
+
+    def step(self, batch: Batch, phase: Phase) -> Mapping[str, float]:
+        self.probe = torch.default_generator
+        return super().step(batch, phase)
+
+
+class ForgetsItsCounter(MetaMix):
+    """Leaves what it has done out of its state."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict({**state, "taken": 0})
+
+
+class LeavesGradients(MetaMix):
+    """Does not clear the gradients of its last backward pass."""
+
+    def step(self, batch: Batch, phase: Phase) -> Mapping[str, float]:
+        logs = super().step(batch, phase)
+        next(self.problem.model.parameters()).grad = torch.zeros_like(next(self.problem.model.parameters()))
+        return logs
+
+
+class SkipsALayer(FixedChoice):
+    """Its policy lacks the last searchable layer."""
+
+    chooses: ClassVar[bool] = True
+
+    def result(self) -> Searched:
+        names = list(self.problem.candidates)[:-1]
+        return Searched(Policy({name: self.problem.candidates[name][0] for name in names}))
+
+
+PLANTED = {
+    OnePercentOver: "it keeps any feasible ceiling and names the searchable layers",
+    SkipsALayer: "it keeps any feasible ceiling and names the searchable layers",
+    DrawsFromTheGlobalGenerator: "the same seed gives the same and nothing global is touched",
+    ForgetsItsCounter: "a search can be taken up after any step",
+    LeavesGradients: "no step leaves gradients behind",
+}
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=lambda kind: kind.__name__)
+def test_a_planted_fault_fails_its_question(planted, monkeypatch) -> None:
+    monkeypatch.setitem(METHODS, "planted", f"{__name__}:{planted.__name__}")
+    monkeypatch.setattr("methods.import_module", lambda _name: sys.modules[__name__])
+    known_methods.cache_clear()
+    question = questions()[PLANTED[planted]]
+    try:
+        with pytest.raises((AssertionError, BaseExceptionGroup)):
+            question(Examinee("planted"))
+    finally:
+        known_methods.cache_clear()
+
+
+def questions() -> dict[str, Any]:
+    """What each question asks -> the question, as a function of the examinee."""
+    found = {
+        name.removeprefix("test_").replace("_", " "): function
+        for name, function in vars(exam).items()
+        if name.startswith("test_")
+    }
+    ceiling = found["it keeps any feasible ceiling and names the searchable layers"]
+    resumed = found["a search can be taken up after any step"]
+    return {
+        **found,
+        "it keeps any feasible ceiling and names the searchable layers": lambda e: ceiling(quantizing=e),
+        "a search can be taken up after any step": lambda e: resumed(e, "middle"),
+    }
+
+
+def test_the_split_that_leaks_is_found() -> None:
+    data = load_dataset(DataSpec(dataset="digits", image_size=8, classes=10), None)
+    problem = make_problem()
+    problem.train = data.train
+    assert not any(found is data.test for found in exam.reachable(problem))
+    leaks: list[Callable[[Any], None]] = [
+        lambda method: setattr(method, "kept", {"deep": [data.test]}),
+        lambda method: setattr(method, "score", lambda: len(data.test)),
+        lambda method: setattr(method.problem, "train", Subset(data.test, torch.arange(3).numpy())),
+    ]
+    for leak in leaks:
+        problem = make_problem()
+        problem.trainee = method = MetaMix(problem, MetaMix.Options())
+        leak(method)
+        assert any(found is data.test for found in exam.reachable(problem))
+
+
+def test_a_check_asks_every_question_and_says_what_failed() -> None:
+    asked: list[tuple[str, str]] = []
+    assert examine("mac-greedy", {}, lambda *answer: asked.append(answer), only="class or phase") == []
+    assert ("ok", "its class says what the harness asks") in asked
+    assert ("ok", "what does not search has no phase") in asked
+    failed = examine("metamix", {"statistics_batches": 500}, lambda *answer: asked.append(answer), only="price")
+    assert [question for question, _ in failed] == ["measuring a price changes nothing"]
+    assert "leave its share no selection" in failed[0][1]
+    assert ("FAILED", "measuring a price changes nothing") in asked
+
+
+def test_an_unknown_method_or_option_is_wrong_use() -> None:
+    assert cli("check", "metamx").code == 2
+    wrong = cli("check", "hawq", "--set", "tolerence=1")
+    assert wrong.code == 2
+    assert "tolerance" in wrong.err
