@@ -28,12 +28,9 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> str:
     where = ".".join(place)
     if first["type"] == "extra_forbidden":
         return f"{where}: {unknown('key', place[-1], list(model.model_fields))}"
-    if first["type"] in ("literal_error", "union_tag_invalid"):
-        context = first["ctx"]
-        known = [part.strip(" '") for part in re.split(r",| or ", context.get("expected") or context["expected_tags"])]
-        return f"{where}: {unknown('value', str(context.get('tag', first['input'])), known)}"
-    if first["type"] == "union_tag_not_found":
-        return f"{where}.{first['ctx']['discriminator'].strip(chr(39))}: Field required"
+    if first["type"] == "literal_error":
+        known = [part.strip(" '") for part in re.split(r",| or ", first["ctx"]["expected"])]
+        return f"{where}: {unknown('value', str(first['input']), known)}"
     message = str(first["msg"]).removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
 
@@ -41,11 +38,11 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> str:
 def _walk(kind: Any, location: Sequence[int | str]) -> tuple[list[str], Any]:
     """Where `location` is in what was written, and the last model on the way there.
 
-    Pydantic's locations also name which model of a union was meant; what was written does not.
+    Pydantic's locations also name which model of a union was meant, by its tag; what was written does not.
     """
     place, models = [], [kind]
     for part in location:
-        of_union = [model for model in models if len(models) > 1 and part in _tags(model)]
+        of_union = [model for model in models if len(models) > 1 and part == model.__name__]
         if of_union:
             models = of_union
             continue
@@ -60,9 +57,3 @@ def _models_in(annotation: Any) -> list[Any]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
-
-
-def _tags(model: Any) -> list[Any]:
-    """Values that tell a model of a union from its others: those its fields name as literals."""
-    fields = model.model_fields.values()
-    return [value for field in fields for value in getattr(field.annotation, "__args__", ())]

@@ -10,6 +10,7 @@ from torchvision import models as zoo
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from benchmarks.messages import SuiteError
+from benchmarks.plugins import MODELS, load_plugin
 from benchmarks.spec import DataSpec, ModelSpec
 from methods.quantization.convert import ledger_of, replace_activations
 from methods.quantization.cost import Ledger
@@ -22,13 +23,16 @@ def build_model(spec: ModelSpec, data: DataSpec) -> nn.Module:
 
     Weights are channels-last, and so is what convolutions put out: depthwise steps take half the time on CPUs.
     """
-    model = replace_activations(_BUILDERS[spec.name](spec, data.classes))
+    build = _BUILDERS.get(spec.name) or load_plugin(MODELS, spec.name)
+    model = replace_activations(build(spec, data.classes))
     return model.to(memory_format=torch.channels_last)
 
 
 def published_weights(spec: ModelSpec, data: DataSpec) -> dict[str, torch.Tensor]:
     """The state dict of a torchvision weights enum. Raises SuiteError if it is unknown, absent or does not fit."""
     assert spec.weights is not None
+    if spec.name not in _BUILDERS:
+        raise SuiteError(f"{spec.name} has no published weights here; train from scratch with --set weights=none")
     enum = zoo.get_model_weights(spec.name)
     if spec.weights not in enum.__members__:
         raise SuiteError(f"{spec.name} has no weights {spec.weights!r}; known: {', '.join(enum.__members__)}")

@@ -9,10 +9,20 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from benchmarks.drawing.presets import MAX_CLASSES, PRESETS, SPLITS
 from benchmarks.messages import unknown
+from benchmarks.plugins import DATASETS, MODELS, plugged
 
 PROTOCOL = 1
 """Raised when a change of the harness changes results; part of every trial's id."""
@@ -27,7 +37,20 @@ class Config(BaseModel):
 Bits = Annotated[int, Field(ge=1, le=8)]
 
 
-ModelName = Literal["mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "resnet18"]
+def _one_of(own: tuple[str, ...], group: str) -> AfterValidator:
+    """Accepts the names of ours and those that plug-ins bring."""
+
+    def check(name: str) -> str:
+        known = sorted({*own, *plugged(group)})
+        if name not in known:
+            raise ValueError(unknown("value", name, known))
+        return name
+
+    return AfterValidator(check)
+
+
+ModelName = Annotated[str, _one_of(("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "resnet18"), MODELS)]
+DatasetName = Annotated[str, _one_of(("digits", "imagefolder", "procedural"), DATASETS)]
 
 
 class ModelSpec(Config):
@@ -46,7 +69,7 @@ class ModelSpec(Config):
 class DataSpec(Config):
     """Dataset and image pipeline."""
 
-    dataset: Literal["digits", "imagefolder"]
+    dataset: DatasetName
     image_size: int = Field(ge=8, le=1024)
     classes: int = Field(ge=2)
     augment: Literal["none", "affine", "crop-flip"] = "none"
@@ -55,7 +78,7 @@ class DataSpec(Config):
 class ProceduralSpec(DataSpec):
     """Generated images. What is not given comes from the preset, which also has the seed and the difficulty."""
 
-    dataset: Literal["procedural"]  # type: ignore[assignment]
+    dataset: Literal["procedural"]
     preset: str
     image_size: int = Field(ge=16, le=512)
     classes: int = Field(ge=2, le=MAX_CLASSES)
@@ -74,7 +97,15 @@ class ProceduralSpec(DataSpec):
         return {name: getattr(preset, name) for name in ("image_size", "classes", *SPLITS)} | given
 
 
-AnyData = Annotated[DataSpec | ProceduralSpec, Field(discriminator="dataset")]
+def _kind_of_data(given: Any) -> str:
+    dataset = given.get("dataset") if isinstance(given, dict) else getattr(given, "dataset", None)
+    return "ProceduralSpec" if dataset == "procedural" else "DataSpec"
+
+
+AnyData = Annotated[
+    Annotated[DataSpec, Tag("DataSpec")] | Annotated[ProceduralSpec, Tag("ProceduralSpec")],
+    Discriminator(_kind_of_data),
+]
 
 
 class Space(Config):

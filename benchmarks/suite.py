@@ -303,10 +303,10 @@ def _check_ceiling(name: str, budget: int, model: str, ledger: Ledger, suite: Su
             f"{model}: the ceiling {name} is {budget:,} BOPs, below the cheapest policy of this space "
             f"(w{space.weights[0]}a{space.activations[0]}: {cheapest:,} BOPs); raise the ceiling or add lower widths"
         )
+    if not any(load_method(entry.name).chooses for entry in suite.methods):
+        return []  # nobody picks among the policies that are left
     if budget >= dearest:
         return [f"{model}: the ceiling {name} ({budget:,} BOPs) binds nothing: the dearest policy costs {dearest:,}"]
-    if not any(load_method(entry.name).chooses for entry in suite.methods):
-        return []
     feasible = count_feasible(ledger, candidates_of(space, ledger), budget, limit=FEW_POLICIES)
     if feasible >= FEW_POLICIES:
         return []

@@ -116,8 +116,9 @@ def test_a_ceiling_that_few_policies_fit_is_a_warning_with_their_number():
     assert f"only {1 + sum(size == least for size in sizes.values())} policies fit" in warning
 
 
-def test_few_policies_are_no_warning_where_nothing_chooses_among_them():
-    assert plan(tiny_suite(ceilings=["uniform:w4a3"], methods=["float", "uniform-lsq"])).warnings == ()
+@pytest.mark.parametrize("ceiling", ["uniform:w4a3", "uniform:w8a8"], ids=["few", "unbound"])
+def test_how_many_policies_fit_is_no_warning_where_nothing_chooses_among_them(ceiling):
+    assert plan(tiny_suite(ceilings=[ceiling], methods=["float", "uniform-lsq"])).warnings == ()
 
 
 def test_a_search_share_is_for_those_who_search():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.plugins import DATASETS, load_plugin, plugged
 from benchmarks.spec import DataSpec, ProceduralSpec
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ def load_dataset(spec: DataSpec, folder: Path | None) -> Dataset:
 
     folder: where files are, or are kept once they are drawn; datasets without files ignore it.
     """
+    if spec.dataset in plugged(DATASETS):
+        brought: Dataset = load_plugin(DATASETS, spec.dataset)(spec, folder)
+        return brought
     if spec.dataset == "digits":
         from benchmarks.data.digits import load_digits_dataset
 

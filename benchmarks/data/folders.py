@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from benchmarks.plugins import DATASETS, plugged
 from benchmarks.spec import DataSpec
 
 DATA_VARIABLE = "MPBENCH_DATA"
@@ -21,8 +22,8 @@ class DataError(Exception):
 def find_folder(dataset: str, given: Path | None) -> Path | None:
     """The folder of a dataset's files: as given, else $MPBENCH_DATA/<dataset>, else ./data/<dataset>; None for digits.
 
-    Generated images are kept in the first of these that is named, whether or not it is there yet.
-    Raises DataError naming the places that were looked at.
+    A plug-in's dataset may do without. Generated images are kept in the first of these that is named, whether or not
+    it is there yet. Raises DataError naming the places that were looked at.
     """
     if dataset in _WITHOUT_FILES:
         return None
@@ -38,6 +39,8 @@ def find_folder(dataset: str, given: Path | None) -> Path | None:
     for place in places:
         if place.is_dir():
             return place
+    if dataset in plugged(DATASETS):
+        return None
     variable = f"${DATA_VARIABLE}/{dataset}" + ("" if root else f" ({DATA_VARIABLE} is not set)")
     raise DataError(
         f"no data for {dataset!r}: looked in {variable} and in {places[-1].resolve()}; "

@@ -1,0 +1,23 @@
+"""Networks and datasets that other packages bring by entry point; free of torch. Methods: see methods/__init__.py."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+MODELS = "mixed_precision.models"
+"""name -> function (ModelSpec, number of classes) -> float network over (n, 3, size, size) images."""
+
+DATASETS = "mixed_precision.datasets"
+"""name -> function (DataSpec, folder or None) -> benchmarks.data.Dataset."""
+
+
+@cache
+def plugged(group: str) -> dict[str, EntryPoint]:
+    """What installed packages bring to a group, by name."""
+    return {point.name: point for point in entry_points(group=group)}
+
+
+def load_plugin(group: str, name: str) -> Any:
+    return plugged(group)[name].load()

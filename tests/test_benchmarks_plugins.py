@@ -1,0 +1,78 @@
+"""The example package of docs/plugin, installed and used as an outside user would."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.harness import ROOT, comparable
+
+EXAMPLE = ROOT / "docs" / "plugin"
+
+
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a copy of the package, installed beside it."""
+    folder = tmp_path_factory.mktemp("outside")
+    shutil.copytree(EXAMPLE, folder / "package")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*command, "--target", folder / "site", folder / "package"], check=True)
+    return folder
+
+
+def run(outside: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(outside / "site")}
+    command = [sys.executable, str(ROOT / "runner.py"), *arguments]
+    return subprocess.run(command, cwd=outside, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_method_is_short() -> None:
+    assert len((EXAMPLE / "example_method.py").read_text(encoding="utf-8").splitlines()) < 60
+
+
+def test_it_is_listed_and_passes_the_exam(outside: Path) -> None:
+    assert "fisher" in run(outside, "list").stdout
+    checked = run(outside, "check", "fisher", "--set", "batches=4")
+    assert checked.returncode == 0, checked.stdout
+    lines = checked.stdout.splitlines()
+    assert sum(line.startswith("ok ") for line in lines) >= 16
+    assert [line for line in lines if line.startswith("FAILED")] == []
+
+
+def test_its_network_and_dataset_run_beside_the_baselines(outside: Path) -> None:
+    suite = str(outside / "package" / "suite.yaml")
+    planned = run(outside, "plan", "--suite", suite)
+    assert planned.returncode == 0, planned.stderr
+    ran = run(outside, "--suite", suite, "--engine", "local")
+    assert ran.returncode == 0, ran.stderr
+    records = comparable(outside / "runs" / "example" / "records")
+    assert {result["status"] for _, result in records.values()} == {"ok"}
+    assert set(records) == {"float 0", "uniform-lsq 0", "fisher 0", "random 0"}
+    assert (outside / "runs" / "example" / "report" / "index.html").is_file()
+
+
+def test_unknown_networks_and_datasets_are_named_with_those_of_plug_ins(outside: Path) -> None:
+    text = (EXAMPLE / "suite.yaml").read_text(encoding="utf-8")
+    for wrong, right in (("three_layer", "three_layers"), ("stripe", "stripes")):
+        suite = outside / "wrong.yaml"
+        suite.write_text(text.replace(f": {right}", f": {wrong}"), encoding="utf-8")
+        refused = run(outside, "plan", "--suite", str(suite))
+        assert refused.returncode == 2
+        assert f"unknown value '{wrong}'" in refused.stderr
+        assert f"did you mean '{right}'?" in refused.stderr
+
+
+def test_published_weights_of_a_plug_in_s_network_are_refused(outside: Path) -> None:
+    text = (EXAMPLE / "suite.yaml").read_text(encoding="utf-8")
+    suite = outside / "weights.yaml"
+    suite.write_text(text.replace("{name: three_layers}", "{name: three_layers, weights: BEST}"), encoding="utf-8")
+    refused = run(outside, "--suite", str(suite), "--engine", "local", "--out", str(outside / "other"))
+    assert refused.returncode != 0
+    assert (
+        "has no published weights here; train from scratch with --set weights=none" in refused.stdout + refused.stderr
+    )
