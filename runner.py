@@ -21,8 +21,9 @@ from benchmarks.data.folders import DataError, find_folder, fit_classes
 from benchmarks.engines import Engine, EngineError, Job, Outcome, jobs_of, run_jobs
 from benchmarks.messages import SuiteError, unknown
 from benchmarks.record import Record, RecordError
+from benchmarks.rows import MethodEntry, options_of
 from benchmarks.spec import ProceduralSpec
-from benchmarks.suite import MethodEntry, Plan, Suite, Trial, load_suite, options_of, plan, select, suite_names
+from benchmarks.suite import Plan, Suite, Trial, load_suite, plan, select, suite_names
 from benchmarks.workspace import Workspace
 from methods import UnknownMethodError, known_methods, load_method
 

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from benchmarks.ledgers import ledger_for
 from benchmarks.messages import SuiteError, explain, unknown
+from benchmarks.rows import MethodEntry, options_of, override, rows_of_grid, settled
 from benchmarks.spec import (
     AnyData,
     ComputeSpec,
@@ -38,19 +39,6 @@ SUITES = Path(__file__).parent / "suites"
 
 
 FEW_POLICIES = 100
-
-
-class MethodEntry(Config):
-    """A method in a suite. label: the name of its row, where one method stands in several; draws: trials per cell."""
-
-    name: str
-    label: str = ""
-    draws: int = Field(1, ge=1)
-    options: dict[str, Any] = Field(default_factory=dict)
-
-    @property
-    def row(self) -> str:
-        return self.label or self.name
 
 
 class Resources(Config):
@@ -114,7 +102,8 @@ class Suite(Config):
     def _names_alone(cls, entries: Any) -> Any:
         if not isinstance(entries, Sequence) or isinstance(entries, str):
             return entries
-        return tuple({"name": entry} if isinstance(entry, str) else entry for entry in entries)
+        named = [{"name": entry} if isinstance(entry, str) else entry for entry in entries]
+        return tuple(row for entry in named for row in (rows_of_grid(entry) if isinstance(entry, dict) else [entry]))
 
     @field_validator("ceilings", mode="before")
     @classmethod
@@ -135,7 +124,9 @@ class Suite(Config):
         ):
             if len(set(values)) != len(values):
                 raise ValueError(f"{what} must differ, got {values}")
-        same = [(entry.name, canonical_json(options_of(entry))) for entry in self.methods]
+        for entry in self.methods:
+            settled(entry, self.quantizer, self.recipe)
+        same = [(entry.name, canonical_json([options_of(entry), entry.settings])) for entry in self.methods]
         if len(set(same)) != len(same):
             raise ValueError("two rows have the same method with the same options; drop one, or use draws")
         for ceiling in self.ceilings:
@@ -144,14 +135,6 @@ class Suite(Config):
             if isinstance(ceiling, dict) and (missing := {m.name for m in self.models} - set(ceiling)):
                 raise ValueError(f"ceiling {ceiling} gives no BOPs for {', '.join(sorted(missing))}")
         return self
-
-
-def options_of(entry: MethodEntry) -> dict[str, Any]:
-    """The method's options with defaults filled in, as JSON. Raises ValueError naming the unknown and the known."""
-    try:
-        return load_method(entry.name).Options.model_validate(entry.options).model_dump(mode="json")
-    except ValidationError as error:
-        raise ValueError(f"options of {entry.name}: {explain(error, load_method(entry.name).Options)}") from None
 
 
 @dataclass(frozen=True)
@@ -231,6 +214,7 @@ def _cell(suite: Suite, model: ModelSpec, ledger: Ledger, ceiling: str, budget: 
     published = _published(suite, model)
     for entry in suite.methods:
         method, options = load_method(entry.name), options_of(entry)
+        quantizer, recipe = settled(entry, suite.quantizer, suite.recipe)
         share = suite.compute.share_of(entry.name) if method.searches else 0.0
         for seed in suite.seeds:
             for draw in range(entry.draws):
@@ -242,8 +226,8 @@ def _cell(suite: Suite, model: ModelSpec, ledger: Ledger, ceiling: str, budget: 
                     teacher=_teacher(suite),
                     space=suite.space,
                     ceiling_bops=budget if method.quantizes else None,
-                    quantizer=suite.quantizer,
-                    recipe=suite.recipe,
+                    quantizer=quantizer,
+                    recipe=recipe,
                     compute=ComputeSpec(epochs=suite.compute.epochs, search_share=share),
                     seed=seed,
                     draw=draw,
@@ -334,7 +318,7 @@ def load_suite(name: str, overrides: Mapping[str, Any] | None = None) -> Suite:
     if not isinstance(data, dict):
         raise SuiteError(f"{path} is not a suite: expected keys such as {', '.join(list(Suite.model_fields)[:6])}")
     for key, value in (overrides or {}).items():
-        _override(data, key, value)
+        override(data, key, value)
     return build(Suite, data, str(path.name))
 
 
@@ -343,15 +327,6 @@ def build(kind: type[Suite], data: Any, where: str) -> Suite:
         return kind.model_validate(data)
     except ValidationError as error:
         raise SuiteError(f"{where}: {explain(error, kind)}") from None
-
-
-def _override(data: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for parent in parents:
-        data = data.setdefault(parent, {})
-        if not isinstance(data, dict):
-            raise SuiteError(f"--set {key}: {parent!r} holds no keys")
-    data[last] = value
 
 
 def select(suite: Suite, *, methods: Sequence[str], models: Sequence[str], seeds: Sequence[int]) -> Suite:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import Record, Records
+from benchmarks.rows import MethodEntry
 from benchmarks.spec import (
     ComputeSpec,
     DataSpec,
@@ -21,7 +22,7 @@ from benchmarks.spec import (
     Space,
     TrialSpec,
 )
-from benchmarks.suite import FLOAT_CEILING, ComputeGrant, MethodEntry, Plan, Suite, Trial
+from benchmarks.suite import FLOAT_CEILING, ComputeGrant, Plan, Suite, Trial
 from methods.quantization.cost import CONVENTIONS, Layer, Ledger, bops, uniform_bits, weight_bytes
 from methods.quantization.policy import LayerBits
 
