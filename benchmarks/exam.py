@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,13 @@ def examine(method: str, options: Mapping[str, Any], show: Show, *, only: str = 
 
     options: those of the method's that it sits the exam under. only: pytest's expression of words in questions.
     """
-    sitting = _Sitting(show)
+    stdout = sys.stdout
+
+    def shown(answer: str, question: str) -> None:
+        with contextlib.redirect_stdout(stdout):
+            show(answer, question)
+
+    sitting = _Sitting(shown)
     examinee = f"{method}={json.dumps(dict(options))}" if options else method
     arguments = [str(EXAM), "--rootdir", str(EXAM.parent.parent), "--examine", examinee, "-q", "-p", "no:cacheprovider"]
     arguments += ["-k", only] if only else []

@@ -13,7 +13,7 @@ import pytest
 from methods import METHODS
 from tests.harness import ROOT
 
-SUPPORT = {"contract", "allocation", "mixing", "sensitivity"}
+SUPPORT = {"contract", "allocation", "batch_norm", "mixing", "sensitivity"}
 """Modules of methods/ that several methods need; the rest are methods."""
 
 REPORTS_MAY_IMPORT = {"benchmarks.record", "benchmarks.suite", "benchmarks.spec", "benchmarks.messages"}
