@@ -164,6 +164,10 @@ class Comparison:
         """The uniform-LSQ cell that rows of this ceiling are compared with."""
         return _first(c for c in self.of(model) if c.ceiling == ceiling and c.method == "uniform-lsq")
 
+    def chance(self, model: str, ceiling: str) -> Cell | None:
+        """The cell of random policies at this ceiling: what a search has to beat."""
+        return _first(c for c in self.of(model) if c.ceiling == ceiling and c.method == "random")
+
     def float_control(self, model: str) -> Cell | None:
         """The float network, fine-tuned with the recipe and compute that every row gets."""
         return _first(c for c in self.of(model) if c.is_float)

@@ -94,6 +94,7 @@ def _cell_row(summary: Summary) -> dict[str, Any]:
         "test_images": summary.test_images,
         "test_sampling_error": summary.sampling_error,
         **_mean("difference_uniform_lsq", summary.to_uniform),
+        **_mean("difference_random", summary.to_random),
         **_mean("difference_float_control", summary.to_float),
         "total_seconds": cell.mean(lambda outcome: (outcome.observed.get("seconds") or {}).get("total")),
         "verdict": summary.verdict.text,

@@ -30,8 +30,8 @@ class Verdict:
 class Summary:
     """One cell in numbers. accuracy: over seeds, draws averaged within theirs; None where no trial is ok.
 
-    sampling_error: one standard error of `accuracy` from drawing the `test_images`. to_uniform, to_float: paired by
-    seed, in accuracy. bops, unused: means over seeds.
+    sampling_error: one standard error of `accuracy` from drawing the `test_images`. to_uniform, to_random, to_float:
+    paired by seed, in accuracy. bops, unused: means over seeds.
     """
 
     cell: Cell
@@ -39,6 +39,7 @@ class Summary:
     sampling_error: float | None
     test_images: int | None
     to_uniform: Mean | None
+    to_random: Mean | None
     to_float: Mean | None
     bops: float | None
     verdict: Verdict
@@ -71,6 +72,7 @@ def _summary(comparison: Comparison, cell: Cell) -> Summary:
         sampling_error=sampling_error(accuracy.value, images) if accuracy and images else None,
         test_images=images,
         to_uniform=to_uniform,
+        to_random=_difference(cell, comparison.chance(cell.model, cell.ceiling)),
         to_float=_difference(cell, control),
         bops=cell.mean(lambda outcome: outcome.bops),
         verdict=_verdict(cell, baseline, to_uniform),

@@ -52,11 +52,12 @@ HEADER = (
     "GBOPs",
     "Test accuracy, %",
     "Δ uniform LSQ, points",
+    "Δ random, points",
     "Δ float control, points",
     "Verdict",
     "Notes",
 )
-NUMERIC = frozenset(("n", "GBOPs", "Test accuracy, %", "Δ uniform LSQ, points", "Δ float control, points"))
+NUMERIC = frozenset(name for name in HEADER if name in ("n", "GBOPs", "Test accuracy, %") or name.startswith("Δ"))
 _DELTA = HEADER.index("Δ uniform LSQ, points")
 
 READING = (
@@ -86,6 +87,7 @@ def _row(summary: Summary) -> Row:
         gbops(summary.bops),
         accuracy_text(summary),
         paired(summary.to_uniform),
+        paired(summary.to_random),
         paired(summary.to_float),
         summary.verdict.text,
         "; ".join(summary.notes),
@@ -111,7 +113,8 @@ def _start_row(comparison: Comparison, model: str) -> list[Row]:
     seeds = unbroken(count(mean.n, "seed"))
     images = next(int(o.metrics["test_images"]) for o in comparison.outcomes if o.ok and o.trial.model == model)
     spread = interval(mean.interval) if mean.interval else f" ± {percent(sampling_error(mean.value, images))}"
-    cells = ("float", "float start", seeds, NOTHING, percent(mean.value) + spread, NOTHING, NOTHING, "reference", "")
+    accuracy = percent(mean.value) + spread
+    cells = ("float", "float start", seeds, NOTHING, accuracy, NOTHING, NOTHING, NOTHING, "reference", "")
     return [Row(cells)]
 
 

@@ -154,6 +154,21 @@ def test_differences_to_uniform_lsq_use_the_same_ceiling():
     assert [s.to_uniform.value for s in summaries] == [pytest.approx(0.01)] * 2
 
 
+def test_differences_to_random_average_its_draws_within_their_seed():
+    suite = make_suite(
+        ["hawq", with_label("random", "", draws=2)], ceilings=("uniform:w4a4", "uniform:w4a8"), seeds=(0, 1)
+    )
+    plan = make_plan(suite)
+
+    def change(trial, result, observed):
+        base = 0.7 if trial.ceiling == "uniform:w4a4" else 0.9
+        result["metrics"]["test_accuracy"] = base + (0.01 if trial.row == "hawq" else 0.02 * trial.spec.draw)
+
+    summaries = [s for s in summarise(gather(plan, Shelf(plan, change))) if s.cell.row == "hawq"]
+    assert [s.to_random.value for s in summaries] == [pytest.approx(0.0)] * 2
+    assert [s.to_random.n for s in summaries] == [2, 2]
+
+
 def test_differences_to_float_use_the_control_of_the_same_network():
     plan = make_plan(make_suite(["float", "uniform-lsq"], models=("mobilenet_v2", "resnet18"), seeds=(0, 1)))
 
