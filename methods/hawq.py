@@ -43,6 +43,9 @@ class Hawq:
     batch for all layers at once: at least 10 samples, at most what the share pays. Q_b takes the step of least squared
     error. For inputs: mean over images of v_i' H_i v_i / n times mean over images of ||Q_b(a_i) - a_i||^2.
     Negative traces count as 0 and are reported. Fine-tuning starts from the float weights.
+    Deviation: Q_b takes the step of least squared error; the papers quantize between the smallest and largest value.
+    Deviation: probing stops by standard errors, not where two consecutive means are close, which stops by luck.
+    Deviation: one probe for all blocks at once (`probes: separate` for one per block, as in the papers).
     """
 
     version: ClassVar[int] = 1

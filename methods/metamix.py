@@ -77,6 +77,8 @@ class MetaMix:
     softmax(alpha), only alpha learns, from task + lambda * |BOPs(alpha)/ceiling - 1|, where BOPs(alpha) uses the
     straight-through one-hot; train mode with batch statistics, which leave the running ones alone.
     Then each layer takes its likeliest width, projected onto the ceiling, and keeps the step learned for it.
+    Deviation: the penalty is relative to the ceiling and alpha's rate to the number of steps, so that both hold for any
+    network and budget; `scale: paper` has the paper's.
     Deviation: one public implementation lets batch norm drift in the search step; ours leaves it bit-equal.
     """
 

@@ -138,3 +138,12 @@ def test_reports_need_no_torch_and_methods_are_named_without_it():
 def test_no_module_is_named_for_having_no_name():
     names = {Path(path).stem for path in sources(ROOT)}
     assert names.isdisjoint({"utils", "helpers", "common", "misc"})
+
+
+def test_every_deviation_from_a_source_has_its_row_in_reproduce():
+    text = (ROOT / "REPRODUCE.md").read_text(encoding="utf-8")
+    rows = text.partition("## Where we differ from the sources")[2].partition("\n## ")[0]
+    tabled = {line.split("`")[1]: line.count(";") + 1 for line in rows.splitlines() if line.startswith("| `")}
+    files = [path for package in ("methods", "benchmarks") for path in (ROOT / package).rglob("*.py")]
+    said = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8").count("Deviation:") for path in files}
+    assert tabled == {path: count for path, count in said.items() if count}

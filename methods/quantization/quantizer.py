@@ -126,6 +126,8 @@ class Quantizer(nn.Module):
 class StepQuantizer(Quantizer):
     """LSQ: the step is learned, on the grid of the tensor's kind.
 
+    Deviation: weights have a step per output channel, LSQ one per layer.
+    Deviation: what an h-swish gives has a shifted grid (methods.quantization.grid), in LSQ a signed one.
     channels: 1 for per-tensor (activations), else one step per output channel (weights).
     """
 
@@ -183,6 +185,8 @@ class OffsetQuantizer(Quantizer):
 
     Subclasses name their parameters, set them and keep them in bounds. integer_offset: round the zero point,
     -offset / step, to a whole number (straight-through), as integer arithmetic needs it.
+    Deviation: all start from the range of the first batch, so that they differ in what is learned alone; LSQ+ starts
+    from the step and offset of least squared error.
     """
 
     names: tuple[str, str]
