@@ -15,7 +15,7 @@ smoke: install ## the same path through the code in a minute; its accuracies mea
 	$(BIN)/python runner.py --suite smoke
 
 test: lint ## everything that has to hold: lint, types, tests
-	$(BIN)/pytest -q -ra
+	$(BIN)/pytest -q -ra -n 2 --dist worksteal
 
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .
