@@ -16,14 +16,15 @@ from benchmarks.compute import UnpaidWorkError
 from benchmarks.data import Subset, load_dataset
 from benchmarks.exam import examine
 from benchmarks.spec import DataSpec
-from benchmarks.suite import plan
+from benchmarks.suite import candidates_of, plan
 from benchmarks.training import Problem
 from benchmarks.workspace import Workspace
 from methods import METHODS, known_methods
 from methods.contract import Batch, FixedChoice, Phase, Searched
 from methods.hawq import Hawq
 from methods.metamix import MetaMix
-from methods.quantization.policy import LayerBits, Policy
+from methods.quantization.cost import bops
+from methods.quantization.policy import Policy
 from tests.harness import cli, copy_float_starts, tiny_suite
 from tests.problems import make_problem, run_search, search, watched
 from tests.test_every_method import Examinee
@@ -101,25 +102,44 @@ def test_in_a_trial_it_is_the_method_s_failure_and_the_record_says_what(tmp_path
     assert "outside its step" in record.result["reason"]["message"]
 
 
-# Faults that questions of the exam catch.
-
-
-class OnePercentOver(FixedChoice):
-    """Its policy costs a little more than the ceiling, where the space leaves anything dearer."""
+class Dearest(FixedChoice):
+    """Every layer at its highest widths, whatever the ceiling."""
 
     chooses: ClassVar[bool] = True
 
     def result(self) -> Searched:
-        problem = self.problem
-        policy = {name: choices[0] for name, choices in problem.candidates.items()}
-        dearest = {name: choices[-1] for name, choices in problem.candidates.items()}
-        return Searched(Policy(dearest if problem.ceiling > 1.01 * cost(problem, policy) else policy))
+        return Searched(Policy({name: choices[-1] for name, choices in self.problem.candidates.items()}))
 
 
-def cost(problem: Any, policy: Mapping[str, LayerBits]) -> int:
-    from methods.quantization.cost import bops
+def test_a_policy_one_percent_over_the_ceiling_is_over_it_in_the_record(tmp_path, monkeypatch) -> None:
+    (chosen,) = plan(tiny_suite(methods=["random"])).trials
+    candidates = candidates_of(chosen.spec.space, chosen.ledger)
+    spent = bops(chosen.ledger, {name: choices[-1] for name, choices in candidates.items()})
+    workspace = Workspace(copy_float_starts(tmp_path), "tiny")
+    monkeypatch.setattr(benchmarks.trial, "load_method", lambda _name: Dearest)
+    for ceiling, status in ((int(spent / 1.01), "over_ceiling"), (spent, "ok")):
+        spec = chosen.spec.model_copy(update={"ceiling_bops": ceiling})
+        for _ in benchmarks.trial.run(spec, workspace):
+            pass
+        (record,) = [found for found in workspace.records if found.trial_spec == spec]
+        assert record.result["status"] == status
 
-    return bops(problem.ledger, policy)
+
+# Faults that questions of the exam catch.
+
+
+class AStepTooFar(FixedChoice):
+    """Raises its layers until one more is above the ceiling, and takes that one too."""
+
+    chooses: ClassVar[bool] = True
+
+    def result(self) -> Searched:
+        ledger, ceiling = self.problem.ledger, self.problem.ceiling
+        policy = {name: choices[0] for name, choices in self.problem.candidates.items()}
+        for name, choices in self.problem.candidates.items():
+            if bops(ledger, policy) <= ceiling:
+                policy[name] = choices[-1]
+        return Searched(Policy(policy))
 
 
 class DrawsFromTheGlobalGenerator(Hawq):
@@ -157,7 +177,7 @@ class SkipsALayer(FixedChoice):
 
 
 PLANTED = {
-    OnePercentOver: "it keeps any feasible ceiling and names the searchable layers",
+    AStepTooFar: "it keeps any feasible ceiling and names the searchable layers",
     SkipsALayer: "it keeps any feasible ceiling and names the searchable layers",
     DrawsFromTheGlobalGenerator: "the same seed gives the same and nothing global is touched",
     ForgetsItsCounter: "a search can be taken up after any step",
