@@ -138,6 +138,18 @@ def surprise(found: WidthLogits, policy: Policy) -> float:
     return total
 
 
+def test_an_argmax_that_is_one_bop_too_dear_is_projected():
+    problem = make_problem()
+    found = logits(problem)
+    dearest = bops(problem.ledger, found.argmax())
+    problem.ceiling = dearest
+    assert found.project()[0] == found.argmax()
+    problem.ceiling = dearest - 1
+    policy, report = found.project()
+    assert bops(problem.ledger, policy) <= problem.ceiling
+    assert report["layers_changed_by_projection"] >= 1
+
+
 def test_margins_are_leads_over_the_next():
     problem = make_problem(blocks=SHORT)
     found = logits(problem)
