@@ -28,7 +28,9 @@ def configure_torch(threads: int, device: str) -> None:
 
 
 def describe(threads: int, device: str) -> dict[str, Any]:
-    """The environment as a record keeps it."""
+    """The environment as a record keeps it. quantizer: the code that quantizes on this device."""
+    from methods.quantization.paths import path_on
+
     return {
         "python": platform.python_version(),
         **package_versions(),
@@ -37,6 +39,7 @@ def describe(threads: int, device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": threads,
         "device": device_name(device),
+        "quantizer": path_on(device),
         **source_state(),
     }
 

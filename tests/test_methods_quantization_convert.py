@@ -13,17 +13,10 @@ import torchvision
 from hypothesis import given, settings
 from torch import Tensor, nn
 
+from methods.quantization.activations import HardSigmoid, HardSwish
 from methods.quantization.convert import QuantizerOptions, convert, ledger_of, replace_activations
 from methods.quantization.cost import Ledger
-from methods.quantization.modules import (
-    HardSigmoid,
-    HardSwish,
-    QuantConv2d,
-    QuantLinear,
-    apply_policy,
-    quant_layers,
-    quantizers,
-)
+from methods.quantization.modules import QuantConv2d, QuantLinear, apply_policy, quant_layers, quantizers
 from methods.quantization.policy import LayerBits, PolicyError
 from tests.strategies import Block, TinyNetwork, blocks, quantizable, randn, seeds, start_steps, tiny_network
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from methods.quantization.activations import HardSigmoid, HardSwish
 from methods.quantization.convert import QuantizerOptions
 from methods.quantization.fake_quant import (
     GRADIENT_SCALES,
@@ -26,8 +27,6 @@ from methods.quantization.fake_quant import (
 )
 from methods.quantization.grid import HSWISH_SHIFT, GridKind, make_grid
 from methods.quantization.modules import (
-    HardSigmoid,
-    HardSwish,
     QuantConv2d,
     QuantLinear,
     apply_policy,

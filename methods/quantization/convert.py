@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from methods.quantization.activations import Activation, HardSigmoid, HardSwish, ReLU, ReLU6
 from methods.quantization.cost import PINNED_BITS, Layer, Ledger
 from methods.quantization.fake_quant import GradientScale
 from methods.quantization.grid import GridKind
-from methods.quantization.modules import HardSigmoid, HardSwish, QuantConv2d, QuantLinear
+from methods.quantization.modules import QuantConv2d, QuantLinear
 from methods.quantization.policy import Candidates, PolicyError
 from methods.quantization.quantizer import (
     BetaGamma,
@@ -25,9 +27,15 @@ from methods.quantization.quantizer import (
     StepQuantizer,
 )
 
-_UNSIGNED = (nn.ReLU, nn.ReLU6, nn.Sigmoid)
+_UNSIGNED = (nn.ReLU, nn.ReLU6, nn.Sigmoid, ReLU, ReLU6)
 _SHIFTED = (nn.Hardswish, HardSwish)
 _GATES = (nn.Hardsigmoid, HardSigmoid)
+_ACTIVATIONS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.ReLU6: ReLU6,
+    nn.ReLU: ReLU,
+    nn.Hardswish: HardSwish,
+    nn.Hardsigmoid: HardSigmoid,
+}
 _KEEPING = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.Flatten, nn.Dropout, nn.Identity)
 _SIGNED = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
 _KEEPING_FUNCTIONS: set[Any] = {
@@ -78,13 +86,12 @@ class QuantizerOptions:
 
 
 def replace_activations(model: nn.Module) -> nn.Module:
-    """Switch in-place activations off and swap h-swish and h-sigmoid for their twice differentiable forms."""
+    """Swap activations for ours, twice differentiable and not in place; switch other in-place operations off."""
+    replaced: dict[nn.Module | None, nn.Module] = {}
     for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Hardswish):
-                setattr(module, name, HardSwish())
-            elif isinstance(child, nn.Hardsigmoid):
-                setattr(module, name, HardSigmoid())
+        for name, child in list(module._modules.items()):  # one module may stand under several names
+            if ours := next((ours for kind, ours in _ACTIVATIONS.items() if isinstance(child, kind)), None):
+                setattr(module, name, replaced.setdefault(child, ours()))
             elif hasattr(child, "inplace"):
                 setattr(child, "inplace", False)  # noqa: B010 (not every module declares it)
     return model
@@ -101,7 +108,7 @@ class _Site:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return isinstance(module, (HardSwish, HardSigmoid, QuantConv2d, QuantLinear)) or super().is_leaf_module(
+        return isinstance(module, (Activation, HardSigmoid, QuantConv2d, QuantLinear)) or super().is_leaf_module(
             module, qualified_name
         )
 
@@ -244,7 +251,23 @@ def convert(model: nn.Module, ledger: Ledger, candidates: Candidates, options: Q
         parent = model.get_submodule(parent_name)
         weight_bits = sorted({bits.weight for bits in bits_of[layer.name]})
         setattr(parent, child_name, _quantizable(getattr(parent, child_name), weight_bits, inputs[key], options))
+    _hand_over_activations(model)
     return model
+
+
+def _hand_over_activations(model: nn.Module) -> None:
+    """Let quantizers take over the activations that they alone read, and that run once."""
+    modules = dict(model.named_modules())
+    calls = [node for node in _Tracer().trace(model).nodes if node.op == "call_module"]
+    runs = Counter(node.target for node in calls)
+    for node in calls:
+        activation = modules[str(node.target)]
+        readers = [modules.get(str(user.target)) if user.op == "call_module" else None for user in node.users]
+        layers = [reader for reader in readers if isinstance(reader, (QuantConv2d, QuantLinear))]
+        if isinstance(activation, Activation) and runs[node.target] == 1 and readers and len(layers) == len(readers):
+            activation.readers = tuple(dict.fromkeys(layer.input_quantizer for layer in layers))
+            for quantizer in activation.readers:
+                quantizer.source = (activation,)
 
 
 def _quantizable(

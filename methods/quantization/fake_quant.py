@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from methods.quantization.activations import ActivationName, activate
 from methods.quantization.grid import Grid
+from methods.quantization.paths import kernels_for
 
 GradientScale = Literal["shared", "tensor", "batch", "none"]
 GRADIENT_SCALES: tuple[GradientScale, ...] = get_args(GradientScale)
@@ -96,6 +98,54 @@ class _FakeQuantize(torch.autograd.Function):
         return grad_x, grad_step, grad_offset, None, None
 
 
+class _Fused(torch.autograd.Function):
+    """The same, and mixtures, by methods.quantization.kernels. weights: None for a single branch.
+
+    ranges: the steps of all branches, then their offsets.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weights: Tensor | None,
+        grids: Sequence[Grid],
+        scales: Sequence[float],
+        activation: ActivationName,
+        *ranges: Tensor | None,
+    ) -> Tensor:
+        kernels, count = kernels_for(x), len(grids)
+        assert kernels is not None
+        steps = [step.detach().float().reshape(1, -1) for step in ranges[:count] if step is not None]
+        offsets = [0.0 if offset is None else float(offset) for offset in ranges[count:]]
+        shares = [1.0] if weights is None else weights.tolist()
+        constants = [(g.low, g.high, g.shift, o, w) for g, o, w in zip(grids, offsets, shares, strict=True)]
+        ctx.branches = kernels.branches(steps[0] if count == 1 else torch.cat(steps), constants)
+        ctx.scales, ctx.activation = scales, activation
+        ctx.save_for_backward(x, weights, *ranges)
+        out: Tensor = kernels.forward(x, ctx.branches, activation)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        x, weights, *ranges = ctx.saved_tensors
+        kernels, count = kernels_for(x), len(ctx.scales)
+        assert kernels is not None
+        grad_x, sums = kernels.backward(x, g, ctx.branches, ctx.activation)
+        of_ranges: list[Tensor | None] = []
+        for k, parameter in enumerate(ranges):
+            branch, column = k % count, k // count
+            if parameter is None or not ctx.needs_input_grad[5 + k]:
+                of_ranges.append(None)
+                continue
+            share = 1.0 if weights is None else float(weights[branch])
+            found = sums[branch, :, column] * (ctx.scales[branch] * share)
+            of_ranges.append((found if found.numel() == parameter.numel() else found.sum()).reshape(parameter.shape))
+        of_weights = None if weights is None else sums[:, :, 2].sum(1).to(weights.dtype)
+        return (grad_x, of_weights, None, None, None, *(None if f is None else f.float() for f in of_ranges))
+
+
 def _centred(x: Tensor, offset: Tensor | None, grid: Grid) -> Tensor:
     """x + shift - offset, in float32; `x` itself where both are 0."""
     centred = (x.float() + grid.shift) if grid.shift else x.float()
@@ -103,14 +153,21 @@ def _centred(x: Tensor, offset: Tensor | None, grid: Grid) -> Tensor:
 
 
 def fake_quantize(
-    x: Tensor, step: Tensor, grid: Grid, *, offset: Tensor | None = None, scale: float = 1.0, check: bool = True
+    x: Tensor,
+    step: Tensor,
+    grid: Grid,
+    *,
+    offset: Tensor | None = None,
+    scale: float = 1.0,
+    activation: ActivationName = "none",
+    check: bool = True,
 ) -> Tensor:
     """`x` rounded to `step * code - shift + offset` with codes in `grid`; shape, dtype and memory format are kept.
 
     x: any shape; step: 1 element (per tensor) or x.shape[0] elements (per channel); offset: 1 element; scale: the
-    factor on the gradients of step and offset. dQ/dx is 1 where low <= u <= high (bounds included), else 0; dQ/dstep
-    is r - u inside, low below, high above; dQ/doffset is 0 inside, 1 outside. NaN stays NaN; infinities go to the
-    outermost codes with zero input gradient.
+    factor on the gradients of step and offset; activation: what is done to `x` first, in the same pass. dQ/dx is 1
+    where low <= u <= high (bounds included), else 0; dQ/dstep is r - u inside, low below, high above; dQ/doffset is 0
+    inside, 1 outside. NaN stays NaN; infinities go to the outermost codes with zero input gradient.
     Raises StepError for bad steps (`check=False` skips it where steps are known to be projected).
 
     >>> x = torch.tensor([-1.0, 0.2, 0.3, 9.0])
@@ -119,7 +176,11 @@ def fake_quantize(
     """
     if check:
         check_step(step, x)
-    out: Tensor = _FakeQuantize.apply(x, step, offset, grid, scale)
+    out: Tensor
+    if kernels_for(x):
+        out = _Fused.apply(x, None, (grid,), (scale,), activation, step, offset)
+    else:
+        out = _FakeQuantize.apply(activate(x, activation), step, offset, grid, scale)
     return out
 
 
@@ -137,9 +198,10 @@ def mixture(
     *,
     offsets: Sequence[Tensor | None] | None = None,
     scales: Sequence[float] | None = None,
+    activation: ActivationName = "none",
     check: bool = True,
 ) -> Tensor:
-    """sum_i weights[i] * Q_i(x) over candidate grids; a one-hot `weights` gives that branch exactly.
+    """sum_i weights[i] * Q_i(activation(x)) over candidate grids; a one-hot `weights` gives that branch exactly.
 
     steps, grids, offsets, scales: one per candidate; weights: shape (candidates,), any values, gradients flow to them.
     """
@@ -147,8 +209,15 @@ def mixture(
         raise StepError(f"{len(steps)} steps, {len(grids)} grids and {weights.numel()} weights: give one per candidate")
     factors = [1.0] * len(steps) if scales is None else list(scales)
     offs = [None] * len(steps) if offsets is None else list(offsets)
+    if check:
+        for step in steps:
+            check_step(step, x)
+    if kernels_for(x) and len({step.numel() for step in steps}) == 1:
+        out: Tensor = _Fused.apply(x, weights, grids, factors, activation, *steps, *offs)
+        return out
+    x = activate(x, activation)
     branches = [
-        fake_quantize(x, s, g, offset=o, scale=f, check=check)
+        fake_quantize(x, s, g, offset=o, scale=f, check=False)
         for s, g, o, f in zip(steps, grids, offs, factors, strict=True)
     ]
     mixed = branches[0] * weights[0]

@@ -61,20 +61,6 @@ class QuantLinear(_QuantLayer, nn.Linear):
 QuantLayer = QuantConv2d | QuantLinear
 
 
-class HardSigmoid(nn.Module):
-    """relu6(x + 3) / 6; unlike torch's own it has a second derivative, which Hessian traces need."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu6(x + 3.0) / 6.0
-
-
-class HardSwish(nn.Module):
-    """x * relu6(x + 3) / 6, twice differentiable almost everywhere."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * (F.relu6(x + 3.0) / 6.0)
-
-
 def quant_layers(model: nn.Module) -> dict[str, QuantLayer]:
     """The quantizable layers of a converted network by name, in registration order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, (QuantConv2d, QuantLinear))}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from methods.quantization.activations import Activation
 from methods.quantization.fake_quant import (
     MIN_STEP,
     GradientScale,
@@ -46,6 +47,7 @@ class Quantizer(nn.Module):
         self.kind, self.grids, self.rule, self.narrow = kind, grids, rule, narrow
         self.bits: int | None = None
         self.probabilities: Tensor | None = None
+        self.source: tuple[Activation, ...] = ()
 
     per_channel = False
     zero_is_a_code = True
@@ -92,19 +94,31 @@ class Quantizer(nn.Module):
         self.bits, self.probabilities = None, probabilities
 
     def forward(self, x: Tensor, *, like: Tensor | None = None) -> Tensor:
-        """Quantize `x`; `like` counts the elements for the gradient scale where `x` carries padding."""
+        """Quantize `x`, once what its activation has left to do is done; `source` is that activation, if there is one.
+
+        like: counts the elements for the gradient scale where `x` carries padding.
+        """
         if not self.active:
             return x
         counted = x if like is None else like
+        owed = self.source[0].owed if self.source else "none"
         if self.bits is not None:
             step, offset = self.scale_and_offset(self.bits)
             scale = self.gradient_scale(counted, self.bits)
-            return fake_quantize(x, step, self.grids[self.bits], offset=offset, scale=scale, check=False)
+            grid = self.grids[self.bits]
+            return fake_quantize(x, step, grid, offset=offset, scale=scale, activation=owed, check=False)
         assert self.probabilities is not None
         steps, offsets = zip(*(self.scale_and_offset(bits) for bits in self.grids), strict=True)
         scales = [self.gradient_scale(counted, bits) for bits in self.grids]
         return mixture(
-            x, steps, list(self.grids.values()), self.probabilities, offsets=offsets, scales=scales, check=False
+            x,
+            steps,
+            list(self.grids.values()),
+            self.probabilities,
+            offsets=offsets,
+            scales=scales,
+            activation=owed,
+            check=False,
         )
 
     def codes(self, x: Tensor) -> Tensor:

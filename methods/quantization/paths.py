@@ -1,0 +1,52 @@
+"""Which code quantizes: kernels of ours on the CPU, plain PyTorch elsewhere. Both give the same codes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from types import ModuleType
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+PathName = Literal["fused", "plain"]
+
+_plain_only: ContextVar[bool] = ContextVar("plain_only", default=False)
+
+
+@cache
+def _kernels() -> ModuleType | None:
+    try:
+        from methods.quantization import kernels
+    except ImportError as error:
+        warnings.warn(f"quantization runs in plain PyTorch, at about twice the time: {error}", stacklevel=2)
+        return None
+    return kernels
+
+
+def kernels_for(x: Tensor) -> ModuleType | None:
+    """methods.quantization.kernels where they take `x`; None where plain PyTorch has to do."""
+    if x.device.type != "cpu" or _plain_only.get() or torch.compiler.is_compiling():
+        return None
+    kernels = _kernels()
+    return kernels if kernels is not None and kernels.fits(x) else None
+
+
+def path_on(device: str) -> PathName:
+    """What float32 tensors on `device` are quantized by; goes into every record."""
+    fused = device.startswith("cpu") and not _plain_only.get() and _kernels() is not None
+    return "fused" if fused else "plain"
+
+
+@contextmanager
+def plain_path() -> Iterator[None]:
+    """Plain PyTorch inside, whatever the tensors: to compare the two."""
+    token = _plain_only.set(True)
+    try:
+        yield
+    finally:
+        _plain_only.reset(token)

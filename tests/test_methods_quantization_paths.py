@@ -1,0 +1,267 @@
+"""Kernels against plain PyTorch: the same codes to the bit, the same gradients to rounding, and who may use them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from methods.quantization import paths
+from methods.quantization.activations import Activation, ActivationName, HardSwish, ReLU6, activate
+from methods.quantization.convert import QuantizerOptions, convert, ledger_of, replace_activations
+from methods.quantization.fake_quant import fake_quantize, mixture
+from methods.quantization.grid import Grid, make_grid
+from methods.quantization.kernels import BLOCK
+from methods.quantization.modules import initialise_activation_steps, initialise_weight_steps, quant_layers
+from methods.quantization.paths import kernels_for, path_on, plain_path
+from methods.quantization.policy import LayerBits
+from tests.strategies import FLOAT32_ROUNDING, grids, kinds, randn, seeds
+
+ACTIVATIONS: tuple[ActivationName, ...] = ("none", "relu", "relu6", "hardswish")
+SHAPES = [(1,), (7,), (3, 5), (4, 6, 5, 3), (1, 1, 1, 1), (2, BLOCK + 3), (3, 8, 41, 37)]
+
+
+def made(shape: tuple[int, ...], seed: int, *, channels_last: bool) -> Tensor:
+    x = 4 * randn(shape, seed)
+    return x.contiguous(memory_format=torch.channels_last) if channels_last and len(shape) == 4 else x
+
+
+def gradients(run: Callable[..., Tensor], *leaves: Tensor, seed: int) -> tuple[Tensor, ...]:
+    """The output and each leaf's gradient under an upstream of its own."""
+    own = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+    out = run(*own)
+    out.backward(randn(tuple(out.shape), seed))
+    return out.detach(), *(leaf.grad for leaf in own if leaf.grad is not None)
+
+
+def both(run: Callable[..., Tensor], *leaves: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Output and gradients, each by kernels and by plain PyTorch."""
+    fused = gradients(run, *leaves, seed=seed)
+    with plain_path():
+        plain = gradients(run, *leaves, seed=seed)
+    return list(zip(fused, plain, strict=True))
+
+
+def sum_bound(count: int, largest: float) -> float:
+    """How far two sums of `count` float32 terms of at most `largest` may lie apart, each rounded `count` times."""
+    return 2 * count * FLOAT32_ROUNDING * count * largest
+
+
+@given(st.sampled_from(SHAPES), grids(), seeds(), st.booleans(), st.booleans(), st.sampled_from(ACTIVATIONS))
+def test_one_quantizer(
+    shape: tuple[int, ...], grid: Grid, seed: int, per_channel: bool, channels_last: bool, activation: ActivationName
+) -> None:
+    x = made(shape, seed, channels_last=channels_last)
+    assert kernels_for(x) is not None
+    step = 0.05 + randn((shape[0] if per_channel else 1,), seed + 1).abs()
+    run = lambda x, step: fake_quantize(x, step, grid, scale=0.5, activation=activation)  # noqa: E731
+    (out, plain), (grad_x, plain_x), (grad_step, plain_step) = both(run, x, step, seed=seed + 2)
+    assert torch.equal(out, plain)
+    assert out.stride() == plain.stride()
+    # An h-swish's slope, at most 1.5, is rounded four times on either side; a gradient is at most 6 or so.
+    torch.testing.assert_close(grad_x, plain_x, rtol=0, atol=8 * FLOAT32_ROUNDING * 1.5 * 6)
+    terms = x.numel() // step.numel()
+    # Terms: a gradient times at most the outermost code; half as much after scaling.
+    torch.testing.assert_close(grad_step, plain_step, rtol=0, atol=sum_bound(terms, 6 * max(grid.high, -grid.low) / 2))
+
+
+@given(st.sampled_from(SHAPES), st.integers(2, 8), seeds(), st.sampled_from(ACTIVATIONS))
+def test_a_learned_offset(shape: tuple[int, ...], bits: int, seed: int, activation: ActivationName) -> None:
+    x, grid = made(shape, seed, channels_last=True), make_grid("unsigned", bits)
+    step, offset = 0.05 + randn((1,), seed + 1).abs(), randn((1,), seed + 2)
+    run = lambda x, step, offset: fake_quantize(x, step, grid, offset=offset, activation=activation)  # noqa: E731
+    (out, plain), (grad_x, plain_x), (grad_step, plain_step), (grad_offset, plain_offset) = both(
+        run, x, step, offset, seed=seed + 3
+    )
+    assert torch.equal(out, plain)
+    torch.testing.assert_close(grad_x, plain_x, rtol=0, atol=8 * FLOAT32_ROUNDING * 1.5 * 6)
+    torch.testing.assert_close(grad_step, plain_step, rtol=0, atol=sum_bound(x.numel(), 6 * grid.high))
+    torch.testing.assert_close(grad_offset, plain_offset, rtol=0, atol=sum_bound(x.numel(), 6))
+
+
+@given(st.sampled_from(SHAPES), kinds(), seeds(), st.booleans(), st.sampled_from(ACTIVATIONS))
+def test_a_mixture(shape, kind, seed: int, per_channel: bool, activation: ActivationName) -> None:
+    x, widths = made(shape, seed, channels_last=True), (2, 4, 8)
+    chosen = [make_grid(kind, bits) for bits in widths]
+    channels = shape[0] if per_channel else 1
+    steps = [0.05 + randn((channels,), seed + bits).abs() for bits in widths]
+    weights = torch.softmax(randn((3,), seed + 1), 0)
+
+    def run(x: Tensor, weights: Tensor, *steps: Tensor) -> Tensor:
+        return mixture(x, steps, chosen, weights, scales=[0.5, 0.25, 0.125], activation=activation)
+
+    (out, plain), (grad_x, plain_x), (grad_w, plain_w), *of_steps = both(run, x, weights, *steps, seed=seed + 2)
+    assert torch.equal(out, plain)
+    torch.testing.assert_close(grad_x, plain_x, rtol=0, atol=16 * FLOAT32_ROUNDING * 1.5 * 6)
+    reach = max(float(step.max()) * 255 for step in steps)
+    torch.testing.assert_close(grad_w, plain_w, rtol=0, atol=sum_bound(x.numel(), 6 * reach))
+    for grad, plain_grad in of_steps:
+        torch.testing.assert_close(grad, plain_grad, rtol=0, atol=sum_bound(x.numel() // channels, 6 * 255))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite(activation: ActivationName, value: float) -> None:
+    x, step = torch.tensor([0.5, value, -0.5]), torch.tensor([0.1])
+    run = lambda x: fake_quantize(x, step, make_grid("signed", 4), activation=activation)  # noqa: E731
+    for fused, plain in both(run, x, seed=0):
+        assert torch.equal(fused.isnan(), plain.isnan())
+        if not (activation == "hardswish" and value == -float("inf")):  # -inf * 0 / 6: NaN, which either may keep
+            torch.testing.assert_close(fused, plain, equal_nan=True)
+
+
+def test_results_do_not_hang_on_the_number_of_threads() -> None:
+    x, step = made((16, 32, 24, 24), 0, channels_last=True), torch.tensor([0.1])
+    run = lambda x, step: fake_quantize(x, step, make_grid("unsigned", 4), activation="relu6")  # noqa: E731
+    found = []
+    try:
+        for threads in (1, 2, 3, 1):
+            torch.set_num_threads(threads)
+            found.append(gradients(run, x, step, seed=1))
+    finally:
+        torch.set_num_threads(1)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_an_upstream_of_other_strides_is_taken() -> None:
+    x, step = made((2, 4, 6, 5), 0, channels_last=True), torch.tensor([0.1])
+    own = x.clone().requires_grad_()
+    fake_quantize(own, step, make_grid("signed", 4)).sum().backward()  # expanded: strides of 0
+    with plain_path():
+        plain = x.clone().requires_grad_()
+        fake_quantize(plain, step, make_grid("signed", 4)).sum().backward()
+    assert torch.equal(own.grad, plain.grad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.randn(4, 6)[:, ::2],
+        torch.randn(3).expand(2, 3),
+        torch.empty(0),
+        torch.randn(3).double(),
+        torch.ones(3).half(),
+    ],
+    ids=["strided", "expanded", "empty", "float64", "float16"],
+)
+def test_other_tensors_are_left_to_plain_pytorch(x: Tensor) -> None:
+    assert kernels_for(x) is None
+    assert fake_quantize(x, torch.tensor([0.1]), make_grid("signed", 4)).shape == x.shape
+
+
+def test_without_numba_plain_pytorch_does_it_and_says_so_once(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "methods.quantization.kernels", None)
+    monkeypatch.delattr("methods.quantization.kernels", raising=False)
+    paths._kernels.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="plain PyTorch") as warned:
+            assert [kernels_for(torch.ones(3)), kernels_for(torch.ones(3))] == [None, None]
+        assert len(warned) == 1
+        assert path_on("cpu") == "plain"
+    finally:
+        paths._kernels.cache_clear()
+
+
+def test_the_path_of_a_device() -> None:
+    assert (path_on("cpu"), path_on("cuda:0")) == ("fused", "plain")
+    with plain_path():
+        assert path_on("cpu") == "plain"
+
+
+# Activations that quantizers take over.
+
+
+class Chain(nn.Module):
+    """conv, activation, conv, activation, and a sum that reads the last one too; `twice` uses one module for both."""
+
+    def __init__(self, kind: type[nn.Module], *, twice: bool = False) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.fourth = nn.Conv2d(3, 2, 1)
+        self.one = kind()
+        self.two = self.one if twice else kind()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(self.first(x))
+        x = self.two(self.second(x))
+        out: Tensor = self.fourth(self.third(x) + x)
+        return out
+
+
+def converted(kind: type[nn.Module], *, twice: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    model = replace_activations(Chain(kind, twice=twice))
+    ledger = ledger_of(model, (3, 6, 6))
+    candidates = {layer.name: [LayerBits(4, 3), LayerBits(4, 4)] for layer in ledger if not layer.pinned}
+    convert(model, ledger, candidates, QuantizerOptions())
+    initialise_weight_steps(model)
+    initialise_activation_steps(model, [torch.randn(4, 3, 6, 6)])
+    return model
+
+
+def select(model: nn.Module) -> None:
+    for layer in quant_layers(model).values():
+        layer.weight_quantizer.select(layer.weight_quantizer.widths[0])
+        layer.input_quantizer.select(layer.input_quantizer.widths[0])
+
+
+@pytest.mark.parametrize("kind", [nn.ReLU, nn.ReLU6, nn.Hardswish])
+def test_a_network_computes_the_same_whoever_does_its_activations(kind: type[nn.Module]) -> None:
+    model, images = converted(kind), torch.randn(4, 3, 6, 6)
+    float_output = model(images)
+    select(model)
+    with torch.no_grad():
+        fused = model(images)
+        assert model.one.owed != "none"
+        with plain_path():
+            plain = model(images)
+            assert model.one.owed == "none"
+    torch.testing.assert_close(fused, plain, rtol=0, atol=0)
+    assert not torch.equal(fused, float_output)
+
+
+def test_an_activation_that_others_read_does_its_own_work() -> None:
+    model = converted(nn.ReLU6)
+    select(model)
+    model(torch.randn(4, 3, 6, 6))
+    assert (model.one.owed, model.two.owed) == ("relu6", "none")
+
+
+def test_an_activation_that_runs_twice_does_its_own_work() -> None:
+    model = converted(nn.ReLU6, twice=True)
+    select(model)
+    model(torch.randn(4, 3, 6, 6))
+    assert model.one.owed == "none"
+
+
+def test_a_quantizer_that_is_off_leaves_the_activation_to_itself() -> None:
+    model = converted(nn.ReLU6)
+    select(model)
+    seen = []
+    model.second.register_forward_pre_hook(lambda _layer, inputs: seen.append(float(inputs[0].detach().min())))
+    model.second.input_quantizer.off()
+    model(torch.randn(4, 3, 6, 6))
+    assert seen[0] >= 0.0
+    assert isinstance(model.one, Activation)
+
+
+def test_hard_swish_has_a_second_derivative_and_torch_s_first() -> None:
+    x = torch.tensor([-4.0, -2.0, 0.5, 2.0, 4.0], requires_grad=True)
+    (first,) = torch.autograd.grad(HardSwish()(x).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    torch.testing.assert_close(first.detach(), torch.tensor([0.0, -1 / 6, 2 / 3, 7 / 6, 1.0]))
+    torch.testing.assert_close(second, torch.tensor([0.0, 1 / 3, 1 / 3, 1 / 3, 0.0]))
+    (quick,) = torch.autograd.grad(activate(x, "hardswish").sum(), x)
+    torch.testing.assert_close(quick, first.detach())
+
+
+def test_replaced_activations_are_ours() -> None:
+    model = replace_activations(nn.Sequential(nn.ReLU6(inplace=True), nn.ReLU(), nn.Hardswish()))
+    assert [type(module).__name__ for module in model] == ["ReLU6", "ReLU", "HardSwish"]
+    assert isinstance(model[0], ReLU6)
