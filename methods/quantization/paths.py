@@ -30,7 +30,7 @@ def _kernels() -> ModuleType | None:
 
 def kernels_for(x: Tensor) -> ModuleType | None:
     """methods.quantization.kernels where they take `x`; None where plain PyTorch has to do."""
-    if x.device.type != "cpu" or _plain_only.get() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or _plain_only.get():
         return None
     kernels = _kernels()
     return kernels if kernels is not None and kernels.fits(x) else None
