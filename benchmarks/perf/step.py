@@ -1,7 +1,7 @@
 """What a quantized training step costs over a float step: `python -m benchmarks.perf.step`.
 
 W4A4, first and last layer at 8 bits, weights per channel, float32, batch norm in train mode. All implementations take
-one step each per round, in one process; ratios are to the same round's float step. Memory is what the forward pass
+a few steps each per round, in one process; ratios are to the same round's float steps. Memory is what the forward pass
 keeps for the backward pass (on a GPU, peak memory of a step). Brevitas is measured where it is installed
 (`pip install '.[peers]'`).
 """
@@ -38,9 +38,11 @@ from methods.quantization.policy import LayerBits
 
 MODELS = ("mobilenet_v2", "mobilenet_v3_large", "resnet18")
 _WARM_UP = 2
+_STEPS = 3
+"""Timed steps that each implementation takes in a round, after one that is not timed."""
 
 PREPARE = """
-import time; begun = time.perf_counter()
+import time, torch; begun = time.perf_counter()
 from methods.quantization import kernels
 print(time.perf_counter() - begun)
 """
@@ -105,7 +107,7 @@ def main() -> None:
 
 
 def preparation() -> dict[str, float]:
-    """Seconds until the kernels are there, the first time and from the cache, each in a fresh process."""
+    """Seconds until the kernels are there, the first time and from the cache, each in a process that has torch."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
         command, root = [sys.executable, "-c", PREPARE], Path(__file__).resolve().parents[2]
@@ -114,7 +116,7 @@ def preparation() -> dict[str, float]:
 
 
 def measured(name: str, options: argparse.Namespace) -> Iterator[Row]:
-    """Rows of one network: rounds of one step each, in turn."""
+    """Rows of one network: rounds of a few steps each, in turn."""
     device = torch.device(options.device)
     torch.manual_seed(0)
     images = torch.randn(options.batch, 3, options.image_size, options.image_size, device=device)
@@ -128,9 +130,11 @@ def measured(name: str, options: argparse.Namespace) -> Iterator[Row]:
     times: dict[str, list[float]] = {key: [] for key in contenders}
     for _ in range(options.rounds):
         for key, contender in contenders.items():
+            contender.step(images, labels)  # finds the caches full of another's; training does not
             begun = time.perf_counter()
-            contender.step(images, labels)
-            times[key].append(time.perf_counter() - begun)
+            for _ in range(_STEPS):
+                contender.step(images, labels)
+            times[key].append((time.perf_counter() - begun) / _STEPS)
     for key, seconds in times.items():
         base = times["float compiled" if key.endswith("compiled") else "float"]
         ratios = [own / other for own, other in zip(seconds, base, strict=True)]

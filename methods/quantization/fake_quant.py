@@ -116,34 +116,38 @@ class _Fused(torch.autograd.Function):
     ) -> Tensor:
         kernels, count = kernels_for(x), len(grids)
         assert kernels is not None
-        steps = [step.detach().float().reshape(1, -1) for step in ranges[:count] if step is not None]
-        offsets = [0.0 if offset is None else float(offset) for offset in ranges[count:]]
-        shares = [1.0] if weights is None else weights.tolist()
-        constants = [(g.low, g.high, g.shift, o, w) for g, o, w in zip(grids, offsets, shares, strict=True)]
-        ctx.branches = kernels.branches(steps[0] if count == 1 else torch.cat(steps), constants)
-        ctx.scales, ctx.activation = scales, activation
-        ctx.save_for_backward(x, weights, *ranges)
-        out: Tensor = kernels.forward(x, ctx.branches, activation)
+        given: Sequence[Tensor] = ranges[:count]  # type: ignore[assignment]
+        offsets = ranges[count:]
+        if weights is None:
+            steps, offset = given[0].detach(), offsets[0]
+            ctx.constants = (
+                kernels.constants_of_one(grids[0], scales[0])
+                if offset is None
+                else kernels.constants(grids, [float(offset)], [1.0], scales)
+            )
+        else:
+            steps = torch.stack([step.detach().reshape(-1) for step in given])
+            shifts = [0.0 if offset is None else float(offset) for offset in offsets]
+            ctx.constants = kernels.constants(grids, shifts, weights.tolist(), scales)
+        ctx.activation, ctx.count = activation, count
+        ctx.save_for_backward(x, weights, steps, *ranges)
+        out: Tensor = kernels.forward(x, steps, ctx.constants, activation)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-        x, weights, *ranges = ctx.saved_tensors
-        kernels, count = kernels_for(x), len(ctx.scales)
+        x, weights, steps, *ranges = ctx.saved_tensors
+        kernels = kernels_for(x)
         assert kernels is not None
-        grad_x, sums = kernels.backward(x, g, ctx.branches, ctx.activation)
-        of_ranges: list[Tensor | None] = []
+        grad_x, totals = kernels.backward(x, g, steps, ctx.constants, ctx.activation)
+        of_ranges: list[Tensor | None] = [None] * len(ranges)
         for k, parameter in enumerate(ranges):
-            branch, column = k % count, k // count
-            if parameter is None or not ctx.needs_input_grad[5 + k]:
-                of_ranges.append(None)
-                continue
-            share = 1.0 if weights is None else float(weights[branch])
-            found = sums[branch, :, column] * (ctx.scales[branch] * share)
-            of_ranges.append((found if found.numel() == parameter.numel() else found.sum()).reshape(parameter.shape))
-        of_weights = None if weights is None else sums[:, :, 2].sum(1).to(weights.dtype)
-        return (grad_x, of_weights, None, None, None, *(None if f is None else f.float() for f in of_ranges))
+            if ctx.needs_input_grad[5 + k]:
+                found = totals[k // ctx.count, k % ctx.count]
+                of_ranges[k] = (found if found.numel() == parameter.numel() else found.sum()).reshape(parameter.shape)
+        of_weights = None if weights is None else totals[2].sum(1)
+        return (grad_x, of_weights, None, None, None, *of_ranges)
 
 
 def _centred(x: Tensor, offset: Tensor | None, grid: Grid) -> Tensor:
@@ -177,7 +181,7 @@ def fake_quantize(
     if check:
         check_step(step, x)
     out: Tensor
-    if kernels_for(x):
+    if kernels_for(x) and step.dtype == torch.float32:
         out = _Fused.apply(x, None, (grid,), (scale,), activation, step, offset)
     else:
         out = _FakeQuantize.apply(activate(x, activation), step, offset, grid, scale)
@@ -212,7 +216,7 @@ def mixture(
     if check:
         for step in steps:
             check_step(step, x)
-    if kernels_for(x) and len({step.numel() for step in steps}) == 1:
+    if kernels_for(x) and len({step.numel() for step in steps}) == 1 and all(s.dtype == torch.float32 for s in steps):
         out: Tensor = _Fused.apply(x, weights, grids, factors, activation, *steps, *offs)
         return out
     x = activate(x, activation)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,63 +23,79 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
+from methods.quantization.grid import Grid
+
 BLOCK = 1 << 13
 """Elements that share a row where one step serves all: three such float32 rows fit a core's first caches."""
 
 _ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2, "hardswish": 3}
 
-_LOW, _HIGH, _SHIFT, _OFFSET, _WEIGHT = range(5)
-"""Columns of a branch's constants."""
+_LOW, _HIGH, _SHIFT, _OFFSET, _WEIGHT, _SCALE = range(6)
+"""Columns of a branch's constants. scale: the factor on the gradients of its step and its offset."""
 
 _jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
-class Branches(NamedTuple):
-    """The quantizers that a tensor is mixed from. steps: (branches, 1 or channels); constants: (branches, 5)."""
+class Constants(NamedTuple):
+    """float32, shape (branches, 6), and its address."""
 
-    steps: Tensor
-    constants: NDArray[np.float32]
+    values: NDArray[np.float32]
+    address: int
 
 
-def branches(steps: Tensor, constants: Sequence[Sequence[float]]) -> Branches:
-    """steps: (branches, 1 or channels), float32. constants: low, high, shift, offset and weight of each branch."""
-    return Branches(steps.contiguous(), np.array(constants, np.float32))
+def constants(
+    grids: Sequence[Grid], offsets: Sequence[float], weights: Sequence[float], scales: Sequence[float]
+) -> Constants:
+    """What is known of each branch beside its steps."""
+    rows = [(g.low, g.high, g.shift, *rest) for g, *rest in zip(grids, offsets, weights, scales, strict=True)]
+    values = np.array(rows, np.float32)
+    return Constants(values, values.ctypes.data)
+
+
+@lru_cache(maxsize=4096)
+def constants_of_one(grid: Grid, scale: float) -> Constants:
+    """Those of a single quantizer without an offset, kept: every step asks for them again."""
+    return constants((grid,), (0.0,), (1.0,), (scale,))
 
 
 def fits(x: Tensor) -> bool:
     """Whether the kernels take this tensor: float32 on the CPU, dense in one of torch's memory formats, not empty."""
-    dense = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
-    return x.device.type == "cpu" and x.dtype == torch.float32 and dense and x.numel() > 0
+    if x.dtype != torch.float32 or x.device.type != "cpu" or not x.numel():
+        return False
+    return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
-def forward(x: Tensor, found: Branches, activation: str) -> Tensor:
-    """sum_k weight_k * Q_k(activation(x)), like `x`; a single branch is not weighted."""
+def forward(x: Tensor, steps: Tensor, found: Constants, activation: str) -> Tensor:
+    """sum_k weight_k * Q_k(activation(x)), like `x`; a single branch is not weighted.
+
+    steps: contiguous float32, (branches, 1 or channels), or of any shape where there is one branch.
+    """
     out = torch.empty_like(x)
-    length, rows = _rows(x, found)
-    _run(_forward_task, rows, x, x, out, None, found, length, activation)
+    length, rows, channels = _rows(x, steps, found)
+    _run(_forward_task, rows, length, x, x, out, 0, 0, steps, channels, found, activation)
     return out
 
 
-def backward(x: Tensor, g: Tensor, found: Branches, activation: str) -> tuple[Tensor, Tensor]:
-    """The gradient of `x`, and per branch and row of `found.steps` the sums that others follow from.
+def backward(x: Tensor, g: Tensor, steps: Tensor, found: Constants, activation: str) -> tuple[Tensor, Tensor]:
+    """The gradient of `x`, and those of steps, offsets and weights: float32, shape (3, branches, 1 or channels).
 
-    g: the output's gradient. Sums, float64, shape (branches, 1 or channels, 3): of g * (r - u inside, r outside), for
-    the step; of g outside, for the offset; of g * Q_k(x), for the weight (0 where there is one branch).
+    g: the output's gradient. A weight's is split over the channels, and 0 where there is one branch.
     """
     if g.stride() != x.stride() or g.dtype != x.dtype:
         g = torch.empty_like(x).copy_(g)
-    grad = torch.empty_like(x)
-    length, rows = _rows(x, found)
-    sums = torch.empty(len(found.constants), rows, 3)
-    _run(_backward_task, rows, x, g, grad, sums, found, length, activation)
-    total = sums.double()
-    return grad, total if found.steps.shape[1] > 1 else total.sum(1, keepdim=True)
+    grad, count = torch.empty_like(x), len(found.values)
+    length, rows, channels = _rows(x, steps, found)
+    sums, totals = torch.empty(count, rows, 3), torch.empty(3, count, channels)
+    addresses = sums.data_ptr(), totals.data_ptr()
+    task = _run(_backward_task, rows, length, x, g, grad, *addresses, steps, channels, found, activation)
+    _totals_task.call(ctypes.addressof(task))
+    return grad, totals
 
 
-def _rows(x: Tensor, found: Branches) -> tuple[int, int]:
-    """Elements in a row, and rows."""
-    channels = found.steps.shape[1]
-    return (x.numel() // channels, channels) if channels > 1 else (BLOCK, -(-x.numel() // BLOCK))
+def _rows(x: Tensor, steps: Tensor, found: Constants) -> tuple[int, int, int]:
+    """Elements in a row, rows, and steps per branch."""
+    channels = steps.numel() // len(found.values)
+    return (x.numel() // channels, channels, channels) if channels > 1 else (BLOCK, -(-x.numel() // BLOCK), 1)
 
 
 # What is compiled. `fastmath` would break NaN and the comparisons; sums alone may be reordered, into vector lanes.
@@ -173,7 +189,9 @@ def _backward_row(x: Any, g: Any, grad: Any, sums: Any, steps: Any, constants: A
 
 # How threads share the rows: each takes the next few until none is left.
 
-_COUNTER, _ROWS, _LENGTH, _SIZE, _BRANCHES, _CHANNELS, _ACTIVATION, _X, _G, _OUT, _SUMS, _STEPS, _CONSTANTS = range(13)
+(
+    _COUNTER, _ROWS, _LENGTH, _SIZE, _BRANCHES, _CHANNELS, _ACTIVATION, _X, _G, _OUT, _SUMS, _TOTALS, _STEPS, _CONSTANTS
+) = range(14)  # fmt: skip
 """Fields of a task: integers, and addresses of arrays."""
 
 _SHARE = 1 << 15
@@ -208,7 +226,7 @@ def _work(task: Any, gradients: Any) -> None:
     out = carray(_pointer(task[_OUT]), size, np.float32)
     sums = carray(_pointer(task[_SUMS]), (count, rows, 3), np.float32)
     steps = carray(_pointer(task[_STEPS]), (count, channels), np.float32)
-    constants = carray(_pointer(task[_CONSTANTS]), (count, 5), np.float32)
+    constants = carray(_pointer(task[_CONSTANTS]), (count, 6), np.float32)
     buffer = np.empty(length if activation else 0, np.float32)
     share = max(1, _SHARE // length)
     while True:
@@ -229,48 +247,77 @@ def _work(task: Any, gradients: Any) -> None:
                 _forward_row(values, out[begin:end], own, constants)
 
 
-@numba.cfunc("void(voidptr)", cache=True)
-def _forward_task(task: Any) -> None:
-    _work(carray(task, 13, np.int64), False)
+def _forward_rows(task: Any) -> None:
+    _work(carray(task, 14, np.int64), False)
 
 
-@numba.cfunc("void(voidptr)", cache=True)
-def _backward_task(task: Any) -> None:
-    _work(carray(task, 13, np.int64), True)
+def _backward_rows(task: Any) -> None:
+    _work(carray(task, 14, np.int64), True)
+
+
+def _sum_rows(task: Any) -> None:
+    """Rows' sums, added in order and in float64, become gradients."""
+    fields = carray(task, 14, np.int64)
+    rows, count, channels = fields[_ROWS], fields[_BRANCHES], fields[_CHANNELS]
+    sums = carray(_pointer(fields[_SUMS]), (count, rows, 3), np.float32)
+    totals = carray(_pointer(fields[_TOTALS]), (3, count, channels), np.float32)
+    constants = carray(_pointer(fields[_CONSTANTS]), (count, 6), np.float32)
+    for k in range(count):
+        share = np.float64(constants[k, _WEIGHT]) * np.float64(constants[k, _SCALE])
+        for column in range(3):
+            factor = share if column < 2 else 1.0
+            if channels > 1:
+                for row in range(rows):
+                    totals[column, k, row] = sums[k, row, column] * factor
+            else:
+                total = 0.0
+                for row in range(rows):
+                    total += sums[k, row, column]
+                totals[column, k, 0] = total * factor
+
+
+class _Task:
+    """A compiled function of one pointer: its address, and how to call it."""
+
+    def __init__(self, function: Callable[[Any], None]) -> None:
+        self.compiled = numba.cfunc("void(voidptr)", cache=True)(function)
+        self.address: int = self.compiled.address or 0
+        self.call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.address)
+
+
+_forward_task, _backward_task, _totals_task = _Task(_forward_rows), _Task(_backward_rows), _Task(_sum_rows)
+_Fields = ctypes.c_int64 * 15
+"""A task and, behind it, its counter."""
 
 
 def _run(
-    task: Any,
+    task: _Task,
     rows: int,
+    length: int,
     x: Tensor,
     g: Tensor,
     out: Tensor,
-    sums: Tensor | None,
-    found: Branches,
-    length: int,
+    sums: int,
+    totals: int,
+    steps: Tensor,
+    channels: int,
+    found: Constants,
     activation: str,
-) -> None:
-    counter = ctypes.c_int64(0)
-    fields = (ctypes.c_int64 * 13)(
-        ctypes.addressof(counter),
-        rows,
-        length,
-        x.numel(),
-        *found.steps.shape,
-        _ACTIVATIONS[activation],
-        x.data_ptr(),
-        g.data_ptr(),
-        out.data_ptr(),
-        0 if sums is None else sums.data_ptr(),
-        found.steps.data_ptr(),
-        found.constants.ctypes.data,
-    )
-    threads = min(torch.get_num_threads(), -(-x.numel() // _SHARE), rows)
-    parallel = _openmp() if threads > 1 else None
-    if parallel is None:
-        task.ctypes(ctypes.addressof(fields))
+) -> Any:
+    """Runs `task` on torch's threads; returns its fields. sums, totals: addresses, or 0."""
+    size, count = x.numel(), len(found.values)
+    fields = _Fields(
+        0, rows, length, size, count, channels, _ACTIVATIONS[activation],
+        x.data_ptr(), g.data_ptr(), out.data_ptr(), sums, totals, steps.data_ptr(), found.address, 0,
+    )  # fmt: skip
+    address = ctypes.addressof(fields)
+    fields[_COUNTER] = address + 14 * 8
+    threads = min(torch.get_num_threads(), rows, -(-size // _SHARE))
+    if threads > 1 and (parallel := _openmp()):
+        parallel(task.address, address, threads, 0)
     else:
-        parallel(task.address, ctypes.addressof(fields), threads, 0)
+        task.call(address)
+    return fields
 
 
 @cache
