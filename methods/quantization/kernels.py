@@ -81,7 +81,7 @@ def backward(x: Tensor, g: Tensor, steps: Tensor, found: Constants, activation: 
 
     g: the output's gradient. A weight's is split over the channels, and 0 where there is one branch.
     """
-    if g.stride() != x.stride() or g.dtype != x.dtype:
+    if g.dtype != x.dtype or not _same_layout(g, x):
         g = torch.empty_like(x).copy_(g)
     grad, count = torch.empty_like(x), len(found.values)
     length, rows, channels = _rows(x, steps, found)
@@ -90,6 +90,12 @@ def backward(x: Tensor, g: Tensor, steps: Tensor, found: Constants, activation: 
     task = _run(_backward_task, rows, length, x, g, grad, *addresses, steps, channels, found, activation)
     _totals_task.call(ctypes.addressof(task))
     return grad, totals
+
+
+def _same_layout(a: Tensor, b: Tensor) -> bool:
+    """Whether elements follow one another alike in memory; strides along dimensions of size 1 say nothing."""
+    pairs = zip(a.stride(), b.stride(), b.shape, strict=True)
+    return all(first == second for first, second, size in pairs if size > 1)
 
 
 def _rows(x: Tensor, steps: Tensor, found: Constants) -> tuple[int, int, int]:

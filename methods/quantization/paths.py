@@ -22,7 +22,7 @@ _plain_only: ContextVar[bool] = ContextVar("plain_only", default=False)
 def _kernels() -> ModuleType | None:
     try:
         from methods.quantization import kernels
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # numba raises the latter where it finds no folder for its cache
         warnings.warn(f"quantization runs in plain PyTorch, at about twice the time: {error}", stacklevel=2)
         return None
     return kernels
