@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from methods.quantization import paths
@@ -20,6 +24,7 @@ from methods.quantization.kernels import BLOCK
 from methods.quantization.modules import initialise_activation_steps, initialise_weight_steps, quant_layers
 from methods.quantization.paths import kernels_for, path_on, plain_path
 from methods.quantization.policy import LayerBits
+from tests.harness import ROOT
 from tests.strategies import FLOAT32_ROUNDING, grids, kinds, randn, seeds
 
 ACTIVATIONS: tuple[ActivationName, ...] = ("none", "relu", "relu6", "hardswish")
@@ -127,6 +132,54 @@ def test_results_do_not_hang_on_the_number_of_threads() -> None:
         torch.set_num_threads(1)
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def halved(terms: NDArray[np.float32]) -> np.float32:
+    """The sum that the kernels promise, whatever the processor and its vector width: halves added elementwise."""
+    while len(terms) > 1:
+        half = (len(terms) + 1) // 2
+        terms = np.concatenate([terms[: len(terms) - half] + terms[half:], terms[len(terms) - half : half]])
+    return terms[0]
+
+
+@pytest.mark.parametrize("size", [1, 7, BLOCK, 3 * BLOCK + 17])
+def test_sums_have_one_order_on_every_machine(size: int) -> None:
+    x, upstream, step = 4 * randn((size,), 0), randn((size,), 1), torch.tensor([0.1], requires_grad=True)
+    fake_quantize(x, step, Grid(0, 15), scale=0.5).backward(upstream)
+    u = x.numpy() / np.float32(0.1)
+    v = u.clip(0, 15)
+    terms = ((np.rint(v) - np.where(v == u, u, np.float32(0))) * upstream.numpy()).astype(np.float32)
+    blocks = [float(halved(terms[start : start + BLOCK])) for start in range(0, size, BLOCK)]
+    assert step.grad is not None
+    assert step.grad.item() == np.float32(sum(blocks) * 0.5)
+
+
+def test_compiled_afresh_and_read_from_a_cache_they_give_the_same(tmp_path) -> None:
+    """Inlining differs between the two, and so may what a compiler is free to reorder."""
+    program = """
+import hashlib, torch
+from methods.quantization.fake_quant import fake_quantize, mixture
+from methods.quantization.grid import Grid, make_grid
+x, step = (4 * torch.randn(50_000, generator=torch.Generator().manual_seed(0))).requires_grad_(), torch.tensor([0.1])
+steps = [step.clone().requires_grad_() for _ in range(4)]
+weights = torch.tensor([0.2, 0.5, 0.3], requires_grad=True)
+out = fake_quantize(x, steps[0], Grid(0, 15), activation="hardswish")
+out = out + mixture(x, steps[1:], [make_grid("shifted", bits) for bits in (2, 4, 8)], weights)
+(out * out).sum().backward()
+parts = [out.detach(), x.grad, weights.grad, *(step.grad for step in steps)]
+print(hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest())
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+
+    def digest() -> str:
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+
+    afresh, cached = digest(), digest()
+    for kept in tmp_path.rglob("*"):  # the parts are there, what calls them is not
+        if "_rows" in kept.name:
+            kept.unlink()
+    assert afresh == cached == digest()
 
 
 def test_an_upstream_of_other_strides_is_taken() -> None:

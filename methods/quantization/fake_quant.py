@@ -127,7 +127,7 @@ class _Fused(torch.autograd.Function):
             )
         else:
             steps = torch.stack([step.detach().reshape(-1) for step in given])
-            shifts = [0.0 if offset is None else float(offset) for offset in offsets]
+            shifts = [None if offset is None else float(offset) for offset in offsets]
             ctx.constants = kernels.constants(grids, shifts, weights.tolist(), scales)
         ctx.activation, ctx.count = activation, count
         ctx.save_for_backward(x, weights, steps, *ranges)

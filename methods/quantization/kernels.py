@@ -30,24 +30,27 @@ BLOCK = 1 << 13
 
 _ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2, "hardswish": 3}
 
-_LOW, _HIGH, _SHIFT, _OFFSET, _WEIGHT, _SCALE = range(6)
+_LOW, _HIGH, _SHIFT, _OFFSET, _WEIGHT, _SCALE, _LEARNS_OFFSET = range(7)
 """Columns of a branch's constants. scale: the factor on the gradients of its step and its offset."""
 
 _jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
 class Constants(NamedTuple):
-    """float32, shape (branches, 6), and its address."""
+    """float32, shape (branches, 7), and its address."""
 
     values: NDArray[np.float32]
     address: int
 
 
 def constants(
-    grids: Sequence[Grid], offsets: Sequence[float], weights: Sequence[float], scales: Sequence[float]
+    grids: Sequence[Grid], offsets: Sequence[float | None], weights: Sequence[float], scales: Sequence[float]
 ) -> Constants:
-    """What is known of each branch beside its steps."""
-    rows = [(g.low, g.high, g.shift, *rest) for g, *rest in zip(grids, offsets, weights, scales, strict=True)]
+    """What is known of each branch beside its steps; an offset of None is 0 and is not learned."""
+    rows = [
+        (grid.low, grid.high, grid.shift, offset or 0.0, weight, scale, offset is not None)
+        for grid, offset, weight, scale in zip(grids, offsets, weights, scales, strict=True)
+    ]
     values = np.array(rows, np.float32)
     return Constants(values, values.ctypes.data)
 
@@ -55,7 +58,7 @@ def constants(
 @lru_cache(maxsize=4096)
 def constants_of_one(grid: Grid, scale: float) -> Constants:
     """Those of a single quantizer without an offset, kept: every step asks for them again."""
-    return constants((grid,), (0.0,), (1.0,), (scale,))
+    return constants((grid,), (None,), (1.0,), (scale,))
 
 
 def fits(x: Tensor) -> bool:
@@ -85,7 +88,7 @@ def backward(x: Tensor, g: Tensor, steps: Tensor, found: Constants, activation: 
         g = torch.empty_like(x).copy_(g)
     grad, count = torch.empty_like(x), len(found.values)
     length, rows, channels = _rows(x, steps, found)
-    sums, totals = torch.empty(count, rows, 3), torch.empty(3, count, channels)
+    sums, totals = torch.zeros(count, rows, 3), torch.empty(3, count, channels)
     addresses = sums.data_ptr(), totals.data_ptr()
     task = _run(_backward_task, rows, length, x, g, grad, *addresses, steps, channels, found, activation)
     _totals_task.call(ctypes.addressof(task))
@@ -104,12 +107,20 @@ def _rows(x: Tensor, steps: Tensor, found: Constants) -> tuple[int, int, int]:
     return (x.numel() // channels, channels, channels) if channels > 1 else (BLOCK, -(-x.numel() // BLOCK), 1)
 
 
-# What is compiled. `fastmath` would break NaN and the comparisons; sums alone may be reordered, into vector lanes.
+# What is compiled. No `fastmath`: it would break NaN and comparisons, and leave the order of sums to the compiler,
+# which decides by the processor and by what it finds in its cache.
 
 
-@numba.njit(fastmath={"reassoc", "nsz"})
-def _plus(a: Any, b: Any) -> Any:
-    return a + b
+@_jit
+def _total(terms: Any) -> Any:
+    """The sum of `terms`, which it overwrites: halves are added elementwise, again and again."""
+    count = terms.size
+    while count > 1:
+        half = (count + 1) // 2
+        for i in range(count - half):
+            terms[i] += terms[i + half]
+        count = half
+    return terms[0]
 
 
 @_jit
@@ -163,12 +174,12 @@ def _forward_row(x: Any, out: Any, steps: Any, constants: Any) -> None:
 
 
 @_jit
-def _backward_row(x: Any, g: Any, grad: Any, sums: Any, steps: Any, constants: Any) -> None:
+def _backward_row(x: Any, g: Any, grad: Any, sums: Any, terms: Any, steps: Any, constants: Any) -> None:
+    """terms: room for x.size numbers."""
     zero = np.float32(0)
     for k in range(len(constants)):
         step, low, high = steps[k], constants[k, _LOW], constants[k, _HIGH]
         shift, offset, weight = constants[k, _SHIFT], constants[k, _OFFSET], constants[k, _WEIGHT]
-        of_step, of_offset, of_weight = zero, zero, zero
         if len(constants) == 1:
             for i in range(x.size):
                 u = (x[i] + shift - offset) / step
@@ -176,21 +187,29 @@ def _backward_row(x: Any, g: Any, grad: Any, sums: Any, steps: Any, constants: A
                 v = high if v > high else v
                 inside = v == u
                 grad[i] = g[i] if inside else zero
-                of_step = _plus(of_step, (np.rint(v) - (u if inside else zero)) * g[i])
-                of_offset = _plus(of_offset, zero if inside else g[i])
+                terms[i] = (np.rint(v) - (u if inside else zero)) * g[i]
         else:
             for i in range(x.size):
                 u = (x[i] + shift - offset) / step
                 v = low if u < low else u
                 v = high if v > high else v
                 inside = v == u
-                r = np.rint(v)
                 passed = g[i] * weight if inside else zero
                 grad[i] = grad[i] + passed if k else passed
-                of_step = _plus(of_step, (r - (u if inside else zero)) * g[i])
-                of_offset = _plus(of_offset, zero if inside else g[i])
-                of_weight = _plus(of_weight, g[i] * (r * step + offset - shift))
-        sums[k, 0], sums[k, 1], sums[k, 2] = of_step, of_offset, of_weight
+                terms[i] = (np.rint(v) - (u if inside else zero)) * g[i]
+        sums[k, 0] = _total(terms)
+        if constants[k, _LEARNS_OFFSET]:
+            for i in range(x.size):
+                u = (x[i] + shift - offset) / step
+                terms[i] = zero if low <= u <= high else g[i]
+            sums[k, 1] = _total(terms)
+        if len(constants) > 1:
+            for i in range(x.size):
+                u = (x[i] + shift - offset) / step
+                u = low if u < low else u
+                u = high if u > high else u
+                terms[i] = g[i] * (np.rint(u) * step + offset - shift)
+            sums[k, 2] = _total(terms)
 
 
 # How threads share the rows: each takes the next few until none is left.
@@ -232,8 +251,9 @@ def _work(task: Any, gradients: Any) -> None:
     out = carray(_pointer(task[_OUT]), size, np.float32)
     sums = carray(_pointer(task[_SUMS]), (count, rows, 3), np.float32)
     steps = carray(_pointer(task[_STEPS]), (count, channels), np.float32)
-    constants = carray(_pointer(task[_CONSTANTS]), (count, 6), np.float32)
+    constants = carray(_pointer(task[_CONSTANTS]), (count, 7), np.float32)
     buffer = np.empty(length if activation else 0, np.float32)
+    terms = np.empty(length if gradients else 0, np.float32)
     share = max(1, _SHARE // length)
     while True:
         first = _fetch_and_add(_pointer(task[_COUNTER]), share)
@@ -246,7 +266,7 @@ def _work(task: Any, gradients: Any) -> None:
                 values = buffer[: end - begin]
                 _activate(x[begin:end], values, activation)
             if gradients:
-                _backward_row(values, g[begin:end], out[begin:end], sums[:, row], own, constants)
+                _backward_row(values, g[begin:end], out[begin:end], sums[:, row], terms[: end - begin], own, constants)
                 if activation:
                     _chain(x[begin:end], out[begin:end], activation)
             else:
@@ -267,7 +287,7 @@ def _sum_rows(task: Any) -> None:
     rows, count, channels = fields[_ROWS], fields[_BRANCHES], fields[_CHANNELS]
     sums = carray(_pointer(fields[_SUMS]), (count, rows, 3), np.float32)
     totals = carray(_pointer(fields[_TOTALS]), (3, count, channels), np.float32)
-    constants = carray(_pointer(fields[_CONSTANTS]), (count, 6), np.float32)
+    constants = carray(_pointer(fields[_CONSTANTS]), (count, 7), np.float32)
     for k in range(count):
         share = np.float64(constants[k, _WEIGHT]) * np.float64(constants[k, _SCALE])
         for column in range(3):
