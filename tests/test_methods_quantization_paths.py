@@ -160,13 +160,18 @@ def test_compiled_afresh_and_read_from_a_cache_they_give_the_same(tmp_path) -> N
 import hashlib, torch
 from methods.quantization.fake_quant import fake_quantize, mixture
 from methods.quantization.grid import Grid, make_grid
-x, step = (4 * torch.randn(50_000, generator=torch.Generator().manual_seed(0))).requires_grad_(), torch.tensor([0.1])
-steps = [step.clone().requires_grad_() for _ in range(4)]
-weights = torch.tensor([0.2, 0.5, 0.3], requires_grad=True)
-out = fake_quantize(x, steps[0], Grid(0, 15), activation="hardswish")
-out = out + mixture(x, steps[1:], [make_grid("shifted", bits) for bits in (2, 4, 8)], weights)
-(out * out).sum().backward()
-parts = [out.detach(), x.grad, weights.grad, *(step.grad for step in steps)]
+parts = []
+for shape in ((16, 1, 3, 3), (10, 33), (5, 5000)):  # rows that fill whole vectors, and rows that do not
+    generator = torch.Generator().manual_seed(0)
+    x = (4 * torch.randn(shape, generator=generator)).requires_grad_()
+    upstream = torch.randn(shape, generator=generator)
+    for channels in (1, shape[0]):
+        steps = [torch.full((channels,), 0.1 * k, requires_grad=True) for k in (1, 2, 3)]
+        weights = torch.tensor([0.2, 0.5, 0.3], requires_grad=True)
+        fake_quantize(x, steps[0], Grid(-7, 7)).backward(upstream)
+        grids = [make_grid("shifted", bits) for bits in (2, 4, 8)]
+        mixture(x, steps, grids, weights, activation="hardswish").backward(upstream)
+        parts += [x.grad, weights.grad, *(step.grad for step in steps)]
 print(hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest())
 """
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
