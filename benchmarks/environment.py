@@ -21,6 +21,8 @@ def configure_torch(threads: int, device: str) -> None:
     torch.set_num_threads(threads)
     # On GPUs a few backward passes (adaptive pooling) have no deterministic form: there the promise is a warning.
     torch.use_deterministic_algorithms(True, warn_only=device.startswith("cuda"))
+    # Deterministic mode also fills every new tensor with NaN: a pass over memory that no result depends on.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device.startswith("cuda"):
         torch.backends.cudnn.benchmark = False
         torch.backends.cuda.matmul.allow_tf32 = False
