@@ -320,11 +320,12 @@ def test_starting_activation_steps_changes_nothing_else(network: nn.Module, trai
     parameters = {name: p.clone() for name, p in network.named_parameters() if id(p) not in steps}
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     weight_steps = {name: p.clone() for name, p in network.named_parameters() if "weight_quantizer" in name}
+    hooks = [len(module._forward_pre_hooks) for module in network.modules()]
     initialise_activation_steps(network, [randn((4, *TinyNetwork.image_shape), 5)])
     after = dict(network.named_parameters()) | dict(network.named_buffers())
     assert all(torch.equal(after[name], value) for name, value in (parameters | buffers | weight_steps).items())
     assert [module.training for module in network.modules()] == flags
-    assert not any(module._forward_pre_hooks for module in network.modules())
+    assert [len(module._forward_pre_hooks) for module in network.modules()] == hooks
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
@@ -341,11 +342,87 @@ def test_a_failing_forward_leaves_no_trace(network: nn.Module) -> None:
     network.eval()
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     good, bad = randn((4, *TinyNetwork.image_shape), 7), torch.zeros(1, 1, 1, 1)
+    hooks = [len(module._forward_pre_hooks) for module in network.modules()]
     with pytest.raises(RuntimeError):
         initialise_activation_steps(network, [good, bad])
     assert not network.training
-    assert not any(module._forward_pre_hooks for module in network.modules())
+    assert [len(module._forward_pre_hooks) for module in network.modules()] == hooks
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in network.named_buffers())
+
+
+# Weights of a whole network in one call
+
+
+def one_by_one(model: nn.Module) -> nn.Module:
+    """A copy whose layers quantize their own weights."""
+    copied = copy.deepcopy(model)
+    copied._forward_pre_hooks.clear()
+    return copied
+
+
+def trained_once(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Every parameter's gradient, and the output."""
+    out = model(images)
+    out.square().sum().backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"output": out.detach(), **found}
+
+
+def test_weights_together_equal_weights_one_by_one(network: nn.Module) -> None:
+    apply_policy(network, uniform(network))
+    images = randn((3, *TinyNetwork.image_shape), 2)
+    alone, together = trained_once(one_by_one(network), images), trained_once(network, images)
+    assert alone.keys() == together.keys()
+    assert all(torch.equal(alone[name], together[name]) for name in alone)
+    layers = quant_layers(network)
+    assert all(
+        f"{name}.weight_quantizer.steps.{layer.weight_quantizer.bits}" in alone for name, layer in layers.items()
+    )
+
+
+def test_a_network_prepares_its_weights_for_one_forward_alone(network: nn.Module) -> None:
+    apply_policy(network, uniform(network))
+    seen: list[bool] = []
+    layers = list(quant_layers(network).values())
+    layers[0].register_forward_pre_hook(lambda *_: seen.append(all(layer.prepared is not None for layer in layers)))
+    network(randn((3, *TinyNetwork.image_shape), 2))
+    with pytest.raises(RuntimeError):
+        network(torch.zeros(1, 1, 1, 1))
+    assert seen == [True, True]
+    assert all(layer.prepared is None for layer in layers)
+
+
+def test_a_copy_prepares_its_own_weights(network: nn.Module) -> None:
+    apply_policy(network, uniform(network))
+    images, copied = randn((3, *TinyNetwork.image_shape), 2), copy.deepcopy(network)
+    with torch.no_grad():
+        for layer in quant_layers(copied).values():
+            layer.weight.neg_()
+    assert torch.equal(copied(images), one_by_one(copied)(images))
+    assert not torch.equal(copied(images), network(images))
+
+
+def test_weights_in_a_mixture_and_float_weights_are_left_to_their_layers(network: nn.Module) -> None:
+    apply_policy(network, uniform(network), weights=False)
+    layers = list(quant_layers(network).values())
+    mixed = layers[1].weight_quantizer
+    mixed.mix(torch.full((len(mixed.widths),), 1.0 / len(mixed.widths)))
+    images = randn((3, *TinyNetwork.image_shape), 2)
+    assert torch.equal(network(images), one_by_one(network)(images))
+
+
+def test_a_weight_that_no_output_hangs_on_gets_no_gradient() -> None:
+    model = quantizable(tiny_network(RESIDUAL), TinyNetwork.image_shape)
+    start_steps(model, randn((5, *TinyNetwork.image_shape), 0))
+    apply_policy(model, uniform(model))
+    *_, last = quant_layers(model).values()
+    outputs: list[Tensor] = []
+    last.register_forward_pre_hook(lambda _, inputs: outputs.append(inputs[0]))
+    model(randn((3, *TinyNetwork.image_shape), 2))
+    outputs[0].sum().backward()
+    first = next(iter(quant_layers(model).values()))
+    assert last.weight.grad is None
+    assert first.weight.grad is not None
 
 
 # Layers

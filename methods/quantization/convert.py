@@ -17,7 +17,7 @@ from methods.quantization.activations import Activation, HardSigmoid, HardSwish,
 from methods.quantization.cost import PINNED_BITS, Layer, Ledger
 from methods.quantization.fake_quant import GradientScale
 from methods.quantization.grid import GridKind
-from methods.quantization.modules import QuantConv2d, QuantLinear
+from methods.quantization.modules import QuantConv2d, QuantLinear, WeightsTogether
 from methods.quantization.policy import Candidates, PolicyError
 from methods.quantization.quantizer import (
     BetaGamma,
@@ -252,6 +252,7 @@ def convert(model: nn.Module, ledger: Ledger, candidates: Candidates, options: Q
         weight_bits = sorted({bits.weight for bits in bits_of[layer.name]})
         setattr(parent, child_name, _quantizable(getattr(parent, child_name), weight_bits, inputs[key], options))
     _hand_over_activations(model)
+    WeightsTogether(model)
     return model
 
 

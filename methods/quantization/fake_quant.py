@@ -129,18 +129,17 @@ class _Fused(torch.autograd.Function):
             steps = torch.stack([step.detach().reshape(-1) for step in given])
             shifts = [None if offset is None else float(offset) for offset in offsets]
             ctx.constants = kernels.constants(grids, shifts, weights.tolist(), scales)
-        ctx.activation, ctx.count = activation, count
+        ctx.kernels, ctx.activation, ctx.count = kernels, activation, count
         ctx.save_for_backward(x, weights, steps, *ranges)
-        out: Tensor = kernels.forward(x, steps, ctx.constants, activation)
+        out: Tensor = kernels.forward([kernels.Operand(x, steps, ctx.constants, activation)])[0]
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         x, weights, steps, *ranges = ctx.saved_tensors
-        kernels = kernels_for(x)
-        assert kernels is not None
-        grad_x, totals = kernels.backward(x, g, steps, ctx.constants, ctx.activation)
+        operand = ctx.kernels.Operand(x, steps, ctx.constants, ctx.activation)
+        ((grad_x, totals),) = ctx.kernels.backward([operand], [g])
         of_ranges: list[Tensor | None] = [None] * len(ranges)
         for k, parameter in enumerate(ranges):
             if ctx.needs_input_grad[5 + k]:
@@ -148,6 +147,33 @@ class _Fused(torch.autograd.Function):
                 of_ranges[k] = (found if found.numel() == parameter.numel() else found.sum()).reshape(parameter.shape)
         of_weights = None if weights is None else totals[2].sum(1)
         return (grad_x, of_weights, None, None, None, *of_ranges)
+
+
+class _FusedTogether(torch.autograd.Function):
+    """Q of several tensors at once, each with a step of its own. tensors: all x, then all steps."""
+
+    @staticmethod
+    def forward(ctx: Any, grids: Sequence[Grid], scales: Sequence[float], *tensors: Tensor) -> tuple[Tensor, ...]:
+        kernels, count = kernels_for(tensors[0]), len(grids)
+        assert kernels is not None
+        ctx.set_materialize_grads(False)
+        ctx.kernels = kernels
+        ctx.constants = [kernels.constants_of_one(grid, scale) for grid, scale in zip(grids, scales, strict=True)]
+        ctx.save_for_backward(*tensors)
+        operands = map(kernels.Operand, tensors[:count], tensors[count:], ctx.constants)
+        return tuple(kernels.forward(list(operands)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gs: Tensor | None) -> tuple[Any, ...]:
+        tensors, count = ctx.saved_tensors, len(gs)
+        reached = {k: g for k, g in enumerate(gs) if g is not None}
+        operands = [ctx.kernels.Operand(tensors[k], tensors[count + k], ctx.constants[k]) for k in reached]
+        gradients: list[Tensor | None] = [None] * (2 * count)
+        for k, (grad_x, totals) in zip(reached, ctx.kernels.backward(operands, list(reached.values())), strict=True):
+            gradients[k] = grad_x
+            gradients[count + k] = totals[0].reshape(tensors[count + k].shape)
+        return (None, None, *gradients)
 
 
 def _centred(x: Tensor, offset: Tensor | None, grid: Grid) -> Tensor:
@@ -186,6 +212,22 @@ def fake_quantize(
     else:
         out = _FakeQuantize.apply(activate(x, activation), step, offset, grid, scale)
     return out
+
+
+def fake_quantize_together(
+    xs: Sequence[Tensor], steps: Sequence[Tensor], grids: Sequence[Grid], scales: Sequence[float]
+) -> Sequence[Tensor]:
+    """`fake_quantize` of each tensor with its step, grid and scale: one call for all, where the kernels take them.
+
+    The weights of a network are many and small, so that calls cost as much as the work. Steps are not checked.
+    """
+    if all(kernels_for(x) and step.dtype == torch.float32 for x, step in zip(xs, steps, strict=True)) and xs:
+        together: tuple[Tensor, ...] = _FusedTogether.apply(grids, scales, *xs, *steps)
+        return together
+    return [
+        fake_quantize(x, step, grid, scale=scale, check=False)
+        for x, step, grid, scale in zip(xs, steps, grids, scales, strict=True)
+    ]
 
 
 def codes(x: Tensor, step: Tensor, grid: Grid, *, offset: Tensor | None = None) -> Tensor:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import ctypes
 import re
+from array import array
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,43 +70,54 @@ def fits(x: Tensor) -> bool:
     return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
-def forward(x: Tensor, steps: Tensor, found: Constants, activation: str) -> Tensor:
-    """sum_k weight_k * Q_k(activation(x)), like `x`; a single branch is not weighted.
+class Operand(NamedTuple):
+    """A tensor and what quantizes it. steps: contiguous, (branches, 1 or channels), or any shape for one branch."""
 
-    steps: contiguous float32, (branches, 1 or channels), or of any shape where there is one branch.
+    x: Tensor
+    steps: Tensor
+    found: Constants
+    activation: str = "none"
+
+
+def forward(operands: Sequence[Operand]) -> list[Tensor]:
+    """sum_k weight_k * Q_k(activation(x)) of each, like its `x`; a single branch is not weighted."""
+    outs = [torch.empty_like(operand.x) for operand in operands]
+    _Tasks([_fields(operand, out) for operand, out in zip(operands, outs, strict=True)]).run(_forward_task)
+    return outs
+
+
+def backward(operands: Sequence[Operand], gs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """The gradients of each `x`, and those of steps, offsets and weights: float32, (3, branches, 1 or channels).
+
+    gs: the outputs' gradients. A weight's is split over the channels, and 0 where there is one branch.
     """
-    out = torch.empty_like(x)
-    length, rows, channels = _rows(x, steps, found)
-    _run(_forward_task, rows, length, x, x, out, 0, 0, steps, channels, found, activation)
-    return out
-
-
-def backward(x: Tensor, g: Tensor, steps: Tensor, found: Constants, activation: str) -> tuple[Tensor, Tensor]:
-    """The gradient of `x`, and those of steps, offsets and weights: float32, shape (3, branches, 1 or channels).
-
-    g: the output's gradient. A weight's is split over the channels, and 0 where there is one branch.
-    """
-    if g.dtype != x.dtype or not _same_layout(g, x):
-        g = torch.empty_like(x).copy_(g)
-    grad, count = torch.empty_like(x), len(found.values)
-    length, rows, channels = _rows(x, steps, found)
-    sums, totals = torch.zeros(count, rows, 3), torch.empty(3, count, channels)
-    addresses = sums.data_ptr(), totals.data_ptr()
-    task = _run(_backward_task, rows, length, x, g, grad, *addresses, steps, channels, found, activation)
-    _totals_task.call(ctypes.addressof(task))
-    return grad, totals
+    fields, found, kept = [], [], []
+    for operand, g in zip(operands, gs, strict=True):
+        x, branches = operand.x, len(operand.found.values)
+        if g.dtype != x.dtype or not _same_layout(g, x):
+            g = torch.empty_like(x).copy_(g)
+        _, rows, channels = _rows(operand)
+        grad, sums = torch.empty_like(x), torch.empty(branches * rows * 3)
+        totals = torch.empty(3, branches, channels)
+        fields.append(_fields(operand, grad, g.data_ptr(), sums.data_ptr(), totals.data_ptr()))
+        found.append((grad, totals))
+        kept.append((g, sums))
+    tasks = _Tasks(fields)
+    tasks.run(_backward_task)
+    tasks.finish()
+    return found
 
 
 def _same_layout(a: Tensor, b: Tensor) -> bool:
     """Whether elements follow one another alike in memory; strides along dimensions of size 1 say nothing."""
-    pairs = zip(a.stride(), b.stride(), b.shape, strict=True)
-    return all(first == second for first, second, size in pairs if size > 1)
+    first, second = a.stride(), b.stride()
+    return first == second or all(i == j for i, j, size in zip(first, second, b.shape, strict=True) if size > 1)
 
 
-def _rows(x: Tensor, steps: Tensor, found: Constants) -> tuple[int, int, int]:
+def _rows(operand: Operand) -> tuple[int, int, int]:
     """Elements in a row, rows, and steps per branch."""
-    channels = steps.numel() // len(found.values)
-    return (x.numel() // channels, channels, channels) if channels > 1 else (BLOCK, -(-x.numel() // BLOCK), 1)
+    size, channels = operand.x.numel(), operand.steps.numel() // len(operand.found.values)
+    return (size // channels, channels, channels) if channels > 1 else (BLOCK, -(-size // BLOCK), 1)
 
 
 # What is compiled. No `fastmath`: it would break NaN and comparisons, and leave the order of sums to the compiler,
@@ -197,7 +210,7 @@ def _backward_row(x: Any, g: Any, grad: Any, sums: Any, terms: Any, steps: Any, 
                 passed = g[i] * weight if inside else zero
                 grad[i] = grad[i] + passed if k else passed
                 terms[i] = (np.rint(v) - (u if inside else zero)) * g[i]
-        sums[k, 0] = _total(terms)
+        sums[k, 0], sums[k, 1], sums[k, 2] = _total(terms), zero, zero
         if constants[k, _LEARNS_OFFSET]:
             for i in range(x.size):
                 u = (x[i] + shift - offset) / step
@@ -218,6 +231,8 @@ def _backward_row(x: Any, g: Any, grad: Any, sums: Any, terms: Any, steps: Any, 
     _COUNTER, _ROWS, _LENGTH, _SIZE, _BRANCHES, _CHANNELS, _ACTIVATION, _X, _G, _OUT, _SUMS, _TOTALS, _STEPS, _CONSTANTS
 ) = range(14)  # fmt: skip
 """Fields of a task: integers, and addresses of arrays."""
+
+_FIELDS = 14
 
 _SHARE = 1 << 15
 """Elements that a thread takes at a time, at the least."""
@@ -243,6 +258,15 @@ def _fetch_and_add(_context: Any, counter: Any, count: Any) -> Any:
 
 
 @_jit
+def _work_all(pointer: Any, gradients: Any) -> None:
+    """pointer: to the number of tasks, and the tasks behind it."""
+    count = carray(pointer, 1, np.int64)[0]
+    tasks = carray(pointer, 1 + count * _FIELDS, np.int64)
+    for k in range(count):
+        _work(tasks[1 + k * _FIELDS : 1 + (k + 1) * _FIELDS], gradients)
+
+
+@_jit
 def _work(task: Any, gradients: Any) -> None:
     size, length, rows, count = task[_SIZE], task[_LENGTH], task[_ROWS], task[_BRANCHES]
     channels, activation = task[_CHANNELS], task[_ACTIVATION]
@@ -256,7 +280,7 @@ def _work(task: Any, gradients: Any) -> None:
     terms = np.empty(length if gradients else 0, np.float32)
     share = max(1, _SHARE // length)
     while True:
-        first = _fetch_and_add(_pointer(task[_COUNTER]), share)
+        first = _fetch_and_add(_pointer(task.ctypes.data), share)
         if first >= rows:
             return
         for row in range(first, min(first + share, rows)):
@@ -273,36 +297,39 @@ def _work(task: Any, gradients: Any) -> None:
                 _forward_row(values, out[begin:end], own, constants)
 
 
-def _forward_rows(task: Any) -> None:
-    _work(carray(task, 14, np.int64), False)
+def _forward_rows(pointer: Any) -> None:
+    _work_all(pointer, False)
 
 
-def _backward_rows(task: Any) -> None:
-    _work(carray(task, 14, np.int64), True)
+def _backward_rows(pointer: Any) -> None:
+    _work_all(pointer, True)
 
 
-def _sum_rows(task: Any) -> None:
+def _sum_all(pointer: Any) -> None:
     """Rows' sums, added in order and in float64, become gradients."""
-    fields = carray(task, 14, np.int64)
-    rows, count, channels = fields[_ROWS], fields[_BRANCHES], fields[_CHANNELS]
-    sums = carray(_pointer(fields[_SUMS]), (count, rows, 3), np.float32)
-    totals = carray(_pointer(fields[_TOTALS]), (3, count, channels), np.float32)
-    constants = carray(_pointer(fields[_CONSTANTS]), (count, 7), np.float32)
-    for k in range(count):
-        share = np.float64(constants[k, _WEIGHT]) * np.float64(constants[k, _SCALE])
-        for column in range(3):
-            factor = share if column < 2 else 1.0
-            if channels > 1:
-                for row in range(rows):
-                    totals[column, k, row] = sums[k, row, column] * factor
-            else:
-                total = 0.0
-                for row in range(rows):
-                    total += sums[k, row, column]
-                totals[column, k, 0] = total * factor
+    tasks = carray(pointer, 1, np.int64)[0]
+    every = carray(pointer, 1 + tasks * _FIELDS, np.int64)
+    for index in range(tasks):
+        task = every[1 + index * _FIELDS : 1 + (index + 1) * _FIELDS]
+        rows, count, channels = task[_ROWS], task[_BRANCHES], task[_CHANNELS]
+        sums = carray(_pointer(task[_SUMS]), (count, rows, 3), np.float32)
+        totals = carray(_pointer(task[_TOTALS]), (3, count, channels), np.float32)
+        constants = carray(_pointer(task[_CONSTANTS]), (count, 7), np.float32)
+        for k in range(count):
+            share = np.float64(constants[k, _WEIGHT]) * np.float64(constants[k, _SCALE])
+            for column in range(3):
+                factor = share if column < 2 else 1.0
+                if channels > 1:
+                    for row in range(rows):
+                        totals[column, k, row] = sums[k, row, column] * factor
+                else:
+                    total = 0.0
+                    for row in range(rows):
+                        total += sums[k, row, column]
+                    totals[column, k, 0] = total * factor
 
 
-class _Task:
+class _Compiled:
     """A compiled function of one pointer: its address, and how to call it."""
 
     def __init__(self, function: Callable[[Any], None]) -> None:
@@ -311,39 +338,37 @@ class _Task:
         self.call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.address)
 
 
-_forward_task, _backward_task, _totals_task = _Task(_forward_rows), _Task(_backward_rows), _Task(_sum_rows)
-_Fields = ctypes.c_int64 * 15
-"""A task and, behind it, its counter."""
+_forward_task, _backward_task, _totals_task = _Compiled(_forward_rows), _Compiled(_backward_rows), _Compiled(_sum_all)
 
 
-def _run(
-    task: _Task,
-    rows: int,
-    length: int,
-    x: Tensor,
-    g: Tensor,
-    out: Tensor,
-    sums: int,
-    totals: int,
-    steps: Tensor,
-    channels: int,
-    found: Constants,
-    activation: str,
-) -> Any:
-    """Runs `task` on torch's threads; returns its fields. sums, totals: addresses, or 0."""
-    size, count = x.numel(), len(found.values)
-    fields = _Fields(
-        0, rows, length, size, count, channels, _ACTIVATIONS[activation],
-        x.data_ptr(), g.data_ptr(), out.data_ptr(), sums, totals, steps.data_ptr(), found.address, 0,
+def _fields(operand: Operand, out: Tensor, g: int = 0, sums: int = 0, totals: int = 0) -> tuple[int, ...]:
+    """A task. g, sums, totals: addresses."""
+    (length, rows, channels), found = _rows(operand), operand.found
+    return (
+        0, rows, length, operand.x.numel(), len(found.values), channels, _ACTIVATIONS[operand.activation],
+        operand.x.data_ptr(), g, out.data_ptr(), sums, totals, operand.steps.data_ptr(), found.address,
     )  # fmt: skip
-    address = ctypes.addressof(fields)
-    fields[_COUNTER] = address + 14 * 8
-    threads = min(torch.get_num_threads(), rows, -(-size // _SHARE))
-    if threads > 1 and (parallel := _openmp()):
-        parallel(task.address, address, threads, 0)
-    else:
-        task.call(address)
-    return fields
+
+
+class _Tasks:
+    """Tasks in memory, run one after the other, each by all threads."""
+
+    def __init__(self, fields: Sequence[tuple[int, ...]]) -> None:
+        self.memory = array("q", [len(fields), *chain.from_iterable(fields)])
+        self.address = self.memory.buffer_info()[0]
+        shares = sum(min(task[_ROWS], -(-task[_SIZE] // _SHARE)) for task in fields)
+        self.threads = min(torch.get_num_threads(), shares)
+
+    def run(self, function: _Compiled) -> None:
+        """On torch's threads, as many as there is work for."""
+        if self.threads > 1 and (parallel := _openmp()):
+            parallel(function.address, self.address, self.threads, 0)
+        else:
+            function.call(self.address)
+
+    def finish(self) -> None:
+        """Rows' sums become gradients."""
+        _totals_task.call(self.address)
 
 
 @cache

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from methods.quantization.fake_quant import fake_quantize_together
 from methods.quantization.policy import LayerBits, PolicyError
 from methods.quantization.quantizer import Quantizer
 
 
 class _QuantLayer:
-    """What QuantConv2d and QuantLinear share: one quantizer for the weight and one for the input."""
+    """What QuantConv2d and QuantLinear share: one quantizer for the weight and one for the input.
+
+    prepared: the quantized weight of the network's present forward, where WeightsTogether has made it.
+    """
 
     weight: Tensor
     weight_quantizer: Quantizer
     input_quantizer: Quantizer
+    prepared: Tensor | None = None
+
+    def quantized_weight(self) -> Tensor:
+        return self.weight_quantizer(self.weight) if self.prepared is None else self.prepared
 
     def select(self, bits: LayerBits) -> None:
         self.weight_quantizer.select(bits.weight)
@@ -40,7 +49,7 @@ class QuantConv2d(_QuantLayer, nn.Conv2d):
     pad_with_zero = False
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight_quantizer(self.weight)
+        weight = self.quantized_weight()
         quantizer = self.input_quantizer
         pads = self._reversed_padding_repeated_twice  # as F.pad wants them, for padding="same" too
         misses_zero = quantizer.active and not quantizer.zero_is_a_code
@@ -55,10 +64,41 @@ class QuantLinear(_QuantLayer, nn.Linear):
     """A linear layer with quantized weight and input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self.input_quantizer(x), self.weight_quantizer(self.weight), self.bias)
+        return F.linear(self.input_quantizer(x), self.quantized_weight(), self.bias)
 
 
 QuantLayer = QuantConv2d | QuantLinear
+
+
+class WeightsTogether:
+    """Quantizes the weights of a whole network in one call, before its forward.
+
+    Two hooks on the network, copied with it: one prepares, the other forgets, whether or not the forward succeeds.
+    Weights in a mixture of widths are left to their layers, as all are where torch.compile sees the whole network.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layers = list(quant_layers(model).values())
+        model.register_forward_pre_hook(self._prepare)
+        model.register_forward_hook(self._forget, always_call=True)
+
+    def _prepare(self, _model: nn.Module, _inputs: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        chosen = [layer for layer in self.layers if layer.weight_quantizer.bits is not None]
+        uses = [layer.weight_quantizer.in_use(layer.weight) for layer in chosen]
+        weights = fake_quantize_together(
+            [layer.weight for layer in chosen],
+            [use.step for use in uses],
+            [use.grid for use in uses],
+            [use.scale for use in uses],
+        )
+        for layer, weight in zip(chosen, weights, strict=True):
+            layer.prepared = weight
+
+    def _forget(self, _model: nn.Module, _inputs: Any, _output: Any) -> None:
+        for layer in self.layers:
+            layer.prepared = None
 
 
 def quant_layers(model: nn.Module) -> dict[str, QuantLayer]:

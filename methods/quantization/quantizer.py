@@ -9,7 +9,7 @@ step and offset (methods.quantization.fake_quant) by the chain rule. Weights lea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,15 @@ _SIGMOID_START = 4.0
 """sigmoid(4) = 0.982: nearly the whole range of the first batch, where the sigmoid still has a slope."""
 
 _SIGMOID_LEAST = -10.0
+
+
+class WidthInUse(NamedTuple):
+    """Step, offset, grid and gradient scale of one width, as methods.quantization.fake_quant takes them."""
+
+    step: Tensor
+    offset: Tensor | None
+    grid: Grid
+    scale: float
 
 
 class Quantizer(nn.Module):
@@ -103,10 +112,10 @@ class Quantizer(nn.Module):
         counted = x if like is None else like
         owed = self.source[0].owed if self.source else "none"
         if self.bits is not None:
-            step, offset = self.scale_and_offset(self.bits)
-            scale = self.gradient_scale(counted, self.bits)
-            grid = self.grids[self.bits]
-            return fake_quantize(x, step, grid, offset=offset, scale=scale, activation=owed, check=False)
+            use = self.in_use(counted)
+            return fake_quantize(
+                x, use.step, use.grid, offset=use.offset, scale=use.scale, activation=owed, check=False
+            )
         assert self.probabilities is not None
         steps, offsets = zip(*(self.scale_and_offset(bits) for bits in self.grids), strict=True)
         scales = [self.gradient_scale(counted, bits) for bits in self.grids]
@@ -121,12 +130,17 @@ class Quantizer(nn.Module):
             check=False,
         )
 
+    def in_use(self, x: Tensor) -> WidthInUse:
+        """What the selected width quantizes `x` by; StepError where none is selected."""
+        if self.bits is None:
+            raise StepError("no one width is in use; call select(bits) first")
+        step, offset = self.scale_and_offset(self.bits)
+        return WidthInUse(step, offset, self.grids[self.bits], self.gradient_scale(x, self.bits))
+
     def codes(self, x: Tensor) -> Tensor:
         """Integer codes of `x` at the width in use."""
-        if self.bits is None:
-            raise StepError("codes are defined for one width; call select(bits) first")
-        step, offset = self.scale_and_offset(self.bits)
-        return codes(x, step, self.grids[self.bits], offset=offset)
+        use = self.in_use(x)
+        return codes(x, use.step, use.grid, offset=use.offset)
 
     def _require_step(self, bits: int) -> None:
         step, _ = self.scale_and_offset(bits)
