@@ -91,7 +91,8 @@ def _session(
     chosen = select(chosen, methods=_names(methods), models=_names(models), seeds=_seeds(seeds))
     folder = find_folder(chosen.data.dataset, data) if needs_data or data else None
     chosen = chosen.model_copy(update={"data": fit_classes(chosen.data, folder)})
-    place = Workspace(out, chosen.suite, folder and folder.resolve(), threads=chosen.resources.threads, **workspace)
+    settings = {"threads": chosen.resources.threads, "compile": chosen.resources.compile, **workspace}
+    place = Workspace(out, chosen.suite, folder and folder.resolve(), **settings)
     return Session(chosen, plan(chosen), place)
 
 

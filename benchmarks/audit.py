@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from methods.quantization.cost import Ledger, with_pins
 from methods.quantization.fake_quant import spread
@@ -32,16 +34,12 @@ def audit_codes(
     Raises AuditError if a tensor's values are no integer codes inside its promised range, or if it was never
     quantized. images: what the network is run on, in eval mode.
     """
-    captured: dict[tuple[str, str], Tensor] = {}
-    layers = quant_layers(model)
-    handles = [
-        getattr(layer, f"{tensor}_quantizer").register_forward_hook(_keep(captured, name, tensor))
-        for name, layer in layers.items()
-        for tensor in ("weight", "input")
-    ]
+    layers, operands = quant_layers(model), _Operands()
+    handles = [layer.register_forward_pre_hook(operands.entering(name)) for name, layer in layers.items()]
     was_training = model.training
     try:
-        model.eval()(images)
+        with operands:
+            model.eval()(images)
     finally:
         model.train(was_training)
         for handle in handles:
@@ -54,7 +52,7 @@ def audit_codes(
             quantizer = getattr(layer, f"{tensor}_quantizer")
             if quantizer.bits != bits:
                 raise AuditError(f"{name}: the {tensor} runs at {quantizer.bits} bits, {bits} were promised")
-            value, (step, offset) = captured[name, tensor], quantizer.scale_and_offset(bits)
+            value, (step, offset) = operands.seen[name, tensor], quantizer.scale_and_offset(bits)
             # With an offset codes count from 0, whatever the kind.
             kind = "unsigned" if offset is not None else "signed" if tensor == "weight" else kinds[name]
             grid = make_grid(kind, bits, narrow=narrow)
@@ -63,12 +61,26 @@ def audit_codes(
     return rows
 
 
-def _keep(captured: dict[tuple[str, str], Tensor], name: str, tensor: str) -> Any:
-    def hook(_quantizer: nn.Module, _inputs: Any, output: Tensor) -> None:
-        # A tied quantizer runs once per layer that shares it; each layer's hook sees every run, and all are alike.
-        captured[name, tensor] = output
+class _Operands(TorchFunctionMode):
+    """What the network's convolutions and matrix products are given, by layer; whoever quantized it."""
 
-    return hook
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = ""
+        self.seen: dict[tuple[str, str], Tensor] = {}
+
+    def entering(self, name: str) -> Any:
+        """A hook before that layer's forward."""
+
+        def hook(_layer: nn.Module, _inputs: Any) -> None:
+            self.layer = name
+
+        return hook
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (F.conv2d, F.linear):
+            self.seen[self.layer, "input"], self.seen[self.layer, "weight"] = args[:2]
+        return func(*args, **(kwargs or {}))
 
 
 def _levels(found: Tensor, low: int, high: int, name: str) -> dict[str, int]:

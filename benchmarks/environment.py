@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from benchmarks.messages import SuiteError
 
 PACKAGES = ("torch", "torchvision", "ray", "mlflow", "numpy", "scikit-learn", "scipy", "pandas")
 
@@ -29,8 +32,22 @@ def configure_torch(threads: int, device: str) -> None:
         torch.backends.cudnn.allow_tf32 = False
 
 
-def describe(threads: int, device: str) -> dict[str, Any]:
-    """The environment as a record keeps it. quantizer: the code that quantizes on this device."""
+def require_compiler(device: str) -> None:
+    """Raises SuiteError unless torch.compile finds the compiler that it needs for `device`."""
+    variable, names = ("CC", ["cc", "gcc", "clang"]) if device.startswith("cuda") else ("CXX", ["g++", "clang++"])
+    wanted = os.environ.get(variable)
+    if not any(shutil.which(name) for name in ([wanted] if wanted else names)):
+        raise SuiteError(
+            f"resources.compile needs a compiler ({' or '.join(names)}, or {variable}): install one, or set "
+            "resources.compile=false"
+        )
+
+
+def describe(threads: int, device: str, *, compiled: bool = False) -> dict[str, Any]:
+    """The environment as a record keeps it.
+
+    quantizer: the code that quantizes on this device; with `compile`, fine-tuning went through torch.compile instead.
+    """
     from methods.quantization.paths import path_on
 
     return {
@@ -42,6 +59,7 @@ def describe(threads: int, device: str) -> dict[str, Any]:
         "threads": threads,
         "device": device_name(device),
         "quantizer": path_on(device),
+        "compile": compiled,
         **source_state(),
     }
 

@@ -42,11 +42,16 @@ FEW_POLICIES = 100
 
 
 class Resources(Config):
-    """What one trial gets; not part of its identity."""
+    """What one trial gets; not part of its identity.
+
+    compile: fine-tuning runs the whole network through torch.compile, which takes minutes before the first step and
+    needs a C++ compiler. Searches, probes and prices never do.
+    """
 
     cpus: int = Field(1, ge=1)
     threads: int = Field(1, ge=1)
     gpus: float = Field(0, ge=0)
+    compile: bool = False
 
 
 class ComputeGrant(Config):

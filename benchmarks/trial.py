@@ -26,7 +26,7 @@ from benchmarks.compute import Account, ForwardMeter
 from benchmarks.data import Dataset, load_dataset
 from benchmarks.data.folders import DataError
 from benchmarks.data.stream import stream_seed
-from benchmarks.environment import configure_torch, describe
+from benchmarks.environment import configure_torch, describe, require_compiler
 from benchmarks.evaluation import Score, evaluate, recalibrate_bn
 from benchmarks.ledgers import ledger_for
 from benchmarks.messages import SuiteError
@@ -102,6 +102,8 @@ def run(spec: TrialSpec, workspace: Workspace) -> Generator[Progress, None, Reco
     """
     begun, started = time.monotonic(), datetime.now(UTC)
     configure_torch(workspace.threads, workspace.device)
+    if workspace.compile:
+        require_compiler(workspace.device)
     data = load_dataset(spec.data, workspace.data)
     start = yield from float_start(spec.start, workspace, data)
     device, teacher = torch.device(workspace.device), None
@@ -122,7 +124,7 @@ def run(spec: TrialSpec, workspace: Workspace) -> Generator[Progress, None, Reco
     observed = {
         "seconds": {**trial.seconds, "total": time.monotonic() - begun},
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "environment": describe(workspace.threads, workspace.device),
+        "environment": describe(workspace.threads, workspace.device, compiled=workspace.compile),
         "data_digest": data.digest,
         "weights_digest": start.digest,
         **({} if teacher is None else {"teacher_digest": network_digest(teacher.state_dict())}),
@@ -262,6 +264,8 @@ def _finetune(trial: _Trial) -> Generator[Progress, None, nn.Module]:
         trial.stopped, trial.curves["search"] = saved["stopped"], saved["search_curve"]
     assert trial.searched is not None
     problem = _finetuning_problem(trial, trial.searched)
+    if trial.workspace.compile:
+        problem.compile()
     training = WeightTraining(problem, _all_bits(trial), total=0)
     problem.trainee = training
     price = problem.price(WeightTraining.PHASE)

@@ -29,7 +29,8 @@ class Workspace:
     """One suite's folder in an output folder, and how trials run in it; nothing here changes a result.
 
     out: the output folder. suite: the suite's name. data: folder of the dataset's files, if it has any.
-    gpu: whether trials run on a GPU. checkpoint_seconds: how often a trial saves itself; 0 saves after every step.
+    gpu: whether trials run on a GPU. compile: whether fine-tuning runs through torch.compile.
+    checkpoint_seconds: how often a trial saves itself; 0 saves after every step.
     """
 
     out: Path
@@ -38,6 +39,7 @@ class Workspace:
     engine: str = "local"
     threads: int = 1
     gpu: bool = False
+    compile: bool = False
     checkpoint_seconds: float = 10.0
 
     @property

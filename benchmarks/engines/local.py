@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from benchmarks.engines import Job, Observer, Outcome, execute
+from benchmarks.environment import require_compiler
 from benchmarks.suite import Resources
 from benchmarks.workspace import Workspace
 
@@ -20,6 +21,8 @@ class LocalEngine:
         import torch
 
         workspace = replace(workspace, gpu=self.resources.gpus > 0 and torch.cuda.is_available())
+        if workspace.compile:
+            require_compiler(workspace.device)
         for job in jobs:
             for event in execute(job, workspace):
                 if isinstance(event, Outcome):

@@ -29,6 +29,7 @@ import ray  # noqa: E402
 from ray import tune  # noqa: E402
 
 from benchmarks.engines import EngineError, Job, Observer, Outcome, execute  # noqa: E402
+from benchmarks.environment import require_compiler  # noqa: E402
 from benchmarks.suite import Resources  # noqa: E402
 from benchmarks.training import Progress  # noqa: E402
 from benchmarks.workspace import Workspace  # noqa: E402
@@ -52,7 +53,10 @@ class RayEngine:
         if not ray.is_initialized():
             _connect(self.address)
         resources = _fitted(self.resources)
-        settings = asdict(replace(workspace, out=workspace.out.resolve(), gpu=resources.gpus > 0))
+        workspace = replace(workspace, out=workspace.out.resolve(), gpu=resources.gpus > 0)
+        if workspace.compile and not self.address:
+            require_compiler(workspace.device)
+        settings = asdict(workspace)
         storage, name = workspace.folder.resolve() / "ray", f"{workspace.suite}-{os.getpid()}-{int(time.time())}"
         tuner = tune.Tuner(
             tune.with_resources(JobTrainable, {"cpu": resources.cpus, "gpu": resources.gpus}),

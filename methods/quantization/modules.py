@@ -97,6 +97,8 @@ class WeightsTogether:
             layer.prepared = weight
 
     def _forget(self, _model: nn.Module, _inputs: Any, _output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         for layer in self.layers:
             layer.prepared = None
 
