@@ -411,6 +411,15 @@ def test_weights_in_a_mixture_and_float_weights_are_left_to_their_layers(network
     assert torch.equal(network(images), one_by_one(network)(images))
 
 
+def test_a_hook_on_a_weight_quantizer_is_run(network: nn.Module) -> None:
+    apply_policy(network, uniform(network))
+    seen: list[Tensor] = []
+    quantizer = next(iter(quant_layers(network).values())).weight_quantizer
+    quantizer.register_forward_hook(lambda _quantizer, _inputs, output: seen.append(output))
+    network(randn((3, *TinyNetwork.image_shape), 2))
+    assert len(seen) == 1
+
+
 def test_a_weight_that_no_output_hangs_on_gets_no_gradient() -> None:
     model = quantizable(tiny_network(RESIDUAL), TinyNetwork.image_shape)
     start_steps(model, randn((5, *TinyNetwork.image_shape), 0))

@@ -74,7 +74,8 @@ class WeightsTogether:
     """Quantizes the weights of a whole network in one call, before its forward.
 
     Two hooks on the network, copied with it: one prepares, the other forgets, whether or not the forward succeeds.
-    Weights in a mixture of widths are left to their layers, as all are where torch.compile sees the whole network.
+    Weights in a mixture of widths are left to their layers, as are quantizers with hooks or a forward of their own, and
+    all of them where torch.compile sees the whole network.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -85,7 +86,7 @@ class WeightsTogether:
     def _prepare(self, _model: nn.Module, _inputs: Any) -> None:
         if torch.compiler.is_compiling():
             return
-        chosen = [layer for layer in self.layers if layer.weight_quantizer.bits is not None]
+        chosen = [layer for layer in self.layers if _is_plain(layer.weight_quantizer)]
         uses = [layer.weight_quantizer.in_use(layer.weight) for layer in chosen]
         weights = fake_quantize_together(
             [layer.weight for layer in chosen],
@@ -101,6 +102,12 @@ class WeightsTogether:
             return
         for layer in self.layers:
             layer.prepared = None
+
+
+def _is_plain(quantizer: Quantizer) -> bool:
+    """Whether it uses one width, by the forward that all share, and nobody watches or changes what it does."""
+    hooked = quantizer._forward_hooks or quantizer._forward_pre_hooks
+    return quantizer.bits is not None and type(quantizer).forward is Quantizer.forward and not hooked
 
 
 def quant_layers(model: nn.Module) -> dict[str, QuantLayer]:
