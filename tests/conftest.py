@@ -27,6 +27,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar='METHOD[={"option": value}]',
         help="the methods that tests/test_every_method.py examines; all registered ones if none is named",
     )
+    parser.addoption(
+        "--path",
+        choices=("fused", "plain", "compiled"),
+        default="fused",
+        help="what quantizes in tests/test_every_method.py; compiled: torch.compile in fine-tuning, else as fused",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--path") == "plain":
+        os.environ["QUANTIZER_PATH"] = "plain"  # before anything of ours is imported; child processes inherit it
 
 
 def _examinee(given: str) -> tuple[str, dict[str, Any]]:

@@ -325,6 +325,10 @@ PICTURES = {
 }
 
 
+PATHS = {"fused": ("fused", False), "plain": ("plain", False), "compiled": ("fused", True)}
+"""What records say of each way to quantize, `--path`."""
+
+
 @pytest.fixture(scope="session")
 def entered(request: pytest.FixtureRequest) -> list[Examinee]:
     named = [Examinee(*given) for given in request.config.getoption("examinees")]
@@ -332,10 +336,17 @@ def entered(request: pytest.FixtureRequest) -> list[Examinee]:
 
 
 @pytest.fixture(scope="session")
-def pictures(entered: list[Examinee], tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def pictures(
+    entered: list[Examinee], tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Finished:
     """A suite of all examinees, and the folder where it has run from end to end."""
     folder = tmp_path_factory.mktemp("exam")
-    changes = {"data": PICTURES, "compute": {"epochs": 3, "search_share": 0.9}}
+    path = pytestconfig.getoption("--path")
+    changes = {
+        "data": PICTURES,
+        "compute": {"epochs": 3, "search_share": 0.9},
+        "resources": {"compile": path == "compiled"},
+    }
     bare = plan_of(write_suite(folder, methods=["float"], **changes)).trials[0].ledger
     policy = {"schema": 1, "layers": {layer.name: [4, 3] for layer in bare if not layer.pinned}}
     methods = [
@@ -346,6 +357,9 @@ def pictures(entered: list[Examinee], tmp_path_factory: pytest.TempPathFactory) 
     out = folder / "out"
     ran = cli("--suite", suite, "--engine", "local", "--data", folder / "images", "--out", out)
     assert ran.code == 0, ran.err
+    records = [json.loads(file.read_text()) for file in (out / "tiny" / "records").glob("*.json")]
+    environments = [record["observed"]["environment"] for record in records]
+    assert {(e["quantizer"], e["compile"]) for e in environments} == {PATHS[path]}
     return Finished(suite, out, ran)
 
 
@@ -376,7 +390,8 @@ def test_neither_the_engine_nor_the_data_s_path_matters(each: Examinee, pictures
 def fresh(pictures: Finished, folder: Path) -> Workspace:
     """A folder that has the images and the float starts, and saves after every step."""
     shutil.copytree(pictures.out / "float", folder / "float")
-    return Workspace(folder, "tiny", data=pictures.suite.parent / "images", checkpoint_seconds=0)
+    images, compiled = pictures.suite.parent / "images", load_suite(str(pictures.suite)).resources.compile
+    return Workspace(folder, "tiny", data=images, compile=compiled, checkpoint_seconds=0)
 
 
 def test_a_killed_trial_ends_as_if_it_had_not_been(each: Examinee, pictures: Finished, tmp_path: Path) -> None:

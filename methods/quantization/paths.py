@@ -1,7 +1,11 @@
-"""Which code quantizes: kernels of ours on the CPU, plain PyTorch elsewhere. Both give the same codes."""
+"""Which code quantizes: kernels of ours on the CPU, plain PyTorch elsewhere. Both give the same codes.
+
+QUANTIZER_PATH=plain in the environment has plain PyTorch do it everywhere.
+"""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +19,7 @@ from torch import Tensor
 
 PathName = Literal["fused", "plain"]
 
-_plain_only: ContextVar[bool] = ContextVar("plain_only", default=False)
+_plain_only: ContextVar[bool] = ContextVar("plain_only", default=os.environ.get("QUANTIZER_PATH") == "plain")
 
 
 @cache
