@@ -31,7 +31,6 @@ from benchmarks.spec import (
     canonical_json,
 )
 from methods import known_methods, load_method
-from methods.allocation import count_feasible
 from methods.quantization.cost import Ledger, bops, uniform_bits
 from methods.quantization.policy import Candidates, LayerBits
 
@@ -296,6 +295,8 @@ def _check_ceiling(name: str, budget: int, model: str, ledger: Ledger, suite: Su
         return []  # nobody picks among the policies that are left
     if budget >= dearest:
         return [f"{model}: the ceiling {name} ({budget:,} BOPs) binds nothing: the dearest policy costs {dearest:,}"]
+    from methods.allocation import count_feasible  # imports numpy, which --help does without
+
     feasible = count_feasible(ledger, candidates_of(space, ledger), budget, limit=FEW_POLICIES)
     if feasible >= FEW_POLICIES:
         return []

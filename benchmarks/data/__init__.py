@@ -1,4 +1,4 @@
-"""Datasets, one file each, and the deterministic stream over any of them."""
+"""Datasets, one file each, and the deterministic stream over any of them. Importing this must not import numpy."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from benchmarks.plugins import DATASETS, load_plugin, plugged
 from benchmarks.spec import DataSpec, ProceduralSpec
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -85,5 +84,7 @@ def permutation(seed: int, *key: int, count: int) -> NDArray[np.int64]:
 
 def counted_generator(seed: int, *key: int) -> np.random.Generator:
     """A counter-based generator addressed by numbers, so that any epoch's draws can be had without the ones before."""
+    import numpy as np
+
     sequence = np.random.SeedSequence(entropy=seed, spawn_key=tuple(key))
     return np.random.Generator(np.random.Philox(sequence))
