@@ -41,14 +41,15 @@ class Hawq:
 
     Traces are Hutchinson's, of the float network's hard cross-entropy in eval mode, un-augmented, one fresh probe per
     batch for all layers at once: at least 10 samples, at most what the share pays. Q_b takes the step of least squared
-    error. For inputs: mean over images of v_i' H_i v_i / n times mean over images of ||Q_b(a_i) - a_i||^2.
+    error. For inputs: mean over images of v_i' H_i v_i / n times mean over images of ||Q_b(a_i) - a_i||^2;
+    a_i varies for the layers that its quantizer serves, not for a skip connection beside them.
     Negative traces count as 0 and are reported. Fine-tuning starts from the float weights.
     Deviation: Q_b takes the step of least squared error; the papers quantize between the smallest and largest value.
     Deviation: probing stops by standard errors, not where two consecutive means are close, which stops by luck.
     Deviation: one probe for all blocks at once (`probes: separate` for one per block, as in the papers).
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     searches: ClassVar[bool] = True
     chooses: ClassVar[bool] = True
     quantizes: ClassVar[bool] = True
@@ -85,7 +86,8 @@ class Hawq:
         from methods.sensitivity import hessian_samples
 
         weights = {name: layer.weight for name, layer in self.layers.items()}
-        readers = {name: self.layers[name] for name in self.input_traces} if self.options.activation_traces else {}
+        sharing = self.sharing.values() if self.options.activation_traces else ()
+        readers = {names[0]: [self.layers[name] for name in names] for names in sharing}
         totals_w, totals_a = dict.fromkeys(weights, 0.0), dict.fromkeys(readers, 0.0)
         for micro in batch:
             of_weights, of_inputs, inputs = hessian_samples(

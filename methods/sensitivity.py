@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
 
 from methods.contract import MicroBatch
 from methods.quantization.fake_quant import fake_quantize, lsq_step, spread
 from methods.quantization.grid import Grid
+
+with warnings.catch_warnings():  # torch warns of itself at its first forward derivative
+    warnings.simplefilter("ignore", FutureWarning)
+    import torch._decomp.decompositions_for_jvp
 
 _STEP_SEARCH = tuple(0.05 + 0.05 * k for k in range(24))
 """Factors of LSQ's initial step, 0.05..1.2; LSQ's own start has 21 times the least error at 8 bits."""
@@ -49,7 +58,7 @@ class TraceEstimate:
 
 def hessian_samples(
     model: nn.Module,
-    inputs_of: Mapping[str, nn.Module],
+    inputs_of: Mapping[str, Sequence[nn.Module]],
     batch: MicroBatch,
     weights: Mapping[str, Tensor],
     probe: torch.Generator,
@@ -58,56 +67,135 @@ def hessian_samples(
 ) -> tuple[dict[str, float], dict[str, float], dict[str, Tensor]]:
     """One Hutchinson sample of every trace at once, from one shared-probe Hessian-vector product (Rademacher probe).
 
-    inputs_of: name -> layer whose input is meant; weights: name -> weight. Returns v'Hv/n per weight, the same per
-    input (mean over images of the per-image Hessian's, n features of one image), and the inputs themselves.
-    H is that of the hard cross-entropy in the model's current mode. Cross terms between blocks have mean 0 and only
-    add variance; `separate` takes one product per block instead, free of them. Gradients of parameters are left alone.
+    inputs_of: name -> the layers that read one tensor through one quantizer; weights: name -> parameter of `model`.
+    Returns v'Hv/n per weight, the same per input (mean over images of the per-image Hessian's, n features of one
+    image), and the inputs themselves. An input varies for those layers alone, as under their quantizer, not for a skip
+    connection beside them. H is that of the hard cross-entropy in the model's current mode. Cross terms between blocks
+    have mean 0 and only add variance; `separate` takes one product per block instead, free of them. Gradients of
+    parameters are left alone.
     """
-    captured: dict[str, Tensor] = {}
+    if not separate:
+        return _product(model, inputs_of, batch, weights, probe)
+    of_weights, of_inputs, inputs = dict[str, float](), dict[str, float](), dict[str, Tensor]()
+    for name, weight in weights.items():
+        of_weights |= _product(model, {}, batch, {name: weight}, probe)[0]
+    for name, readers in inputs_of.items():
+        _, sample, taken = _product(model, {name: readers}, batch, {}, probe)
+        of_inputs, inputs = of_inputs | sample, inputs | taken
+    return of_weights, of_inputs, inputs
+
+
+def _product(
+    model: nn.Module,
+    inputs_of: Mapping[str, Sequence[nn.Module]],
+    batch: MicroBatch,
+    weights: Mapping[str, Tensor],
+    probe: torch.Generator,
+) -> tuple[dict[str, float], dict[str, float], dict[str, Tensor]]:
+    """`hessian_samples` from one probe for all: the loss's slope along v, forward, then that slope's gradient, Hv.
+
+    The reverse order, the gradient's gradient, costs four times as much: depthwise convolutions have no fast second
+    derivative.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    directions = {name: _rademacher(weight, probe) for name, weight in weights.items()}
     # Curvature is a difference of differences: float32, whatever precision the recipe trains in.
-    with _captured_inputs(inputs_of, captured), torch.autocast(batch.images.device.type, enabled=False):
-        loss = F.cross_entropy(model(batch.images).float(), batch.labels)
-    variables = {**{("weight", n): w for n, w in weights.items()}, **{("input", n): a for n, a in captured.items()}}
-    gradients = torch.autograd.grad(loss, list(variables.values()), create_graph=True)
-    probes = [_rademacher(variable, probe) for variable in variables.values()]
-    products = [(g * v).sum() for g, v in zip(gradients, probes, strict=True)]
-    curvature: Sequence[Tensor]
-    if separate:
-        curvature = [
-            torch.autograd.grad(product, variable, retain_graph=True)[0]
-            for product, variable in zip(products, variables.values(), strict=True)
-        ]
-    else:
-        curvature = torch.autograd.grad(torch.stack(products).sum(), list(variables.values()))
-    samples: dict[str, dict[str, float]] = {"weight": {}, "input": {}}
-    for (kind, name), h, v in zip(variables, curvature, probes, strict=True):
-        # The loss is a mean over images, so v'Hv over the stacked inputs already is the mean over images.
-        count = v.numel() if kind == "weight" else v[0].numel()
-        samples[kind][name] = float((h * v).sum()) / count
-    return samples["weight"], samples["input"], {name: a.detach() for name, a in captured.items()}
+    with forward_ad.dual_level(), torch.autocast(batch.images.device.type, enabled=False):
+        moving = {names[id(w)]: forward_ad.make_dual(w, directions[name]) for name, w in weights.items()}
+        with _AffineBatchNorm(), _moving_inputs(inputs_of, probe) as (inputs, input_directions):
+            dual = torch.func.functional_call(model, moving, (batch.images,))
+        logits, moved = (part.float() for part in forward_ad.unpack_dual(dual))
+        # The mean cross-entropy's slope; torch's own forward derivative of it cannot be differentiated again.
+        hot = F.one_hot(batch.labels, logits.shape[1])
+        slope = ((logits.softmax(1) - hot) * moved).sum() / len(batch.labels)
+    # Outside, where nothing moves any more: else the gradient's own slope would be computed as well.
+    variables = [*weights.values(), *inputs.values()]
+    curvature = iter(torch.autograd.grad(slope, variables, materialize_grads=True))
+    of_weights = {name: float((next(curvature) * v).sum()) / v.numel() for name, v in directions.items()}
+    # The loss is a mean over images, so v'Hv over the stacked inputs already is the mean over images.
+    of_inputs = {name: float((next(curvature) * v).sum()) / v[0].numel() for name, v in input_directions.items()}
+    return of_weights, of_inputs, {name: value.detach() for name, value in inputs.items()}
 
 
 @contextmanager
-def _captured_inputs(layers: Mapping[str, nn.Module], captured: dict[str, Tensor]) -> Iterator[None]:
-    def keep(name: str) -> Callable[[nn.Module, Any], Any]:
-        def hook(_layer: nn.Module, inputs: Any) -> Any:
-            value = inputs[0] if inputs[0].requires_grad else inputs[0].requires_grad_()
-            captured[name] = value
-            return (value,)
+def _moving_inputs(
+    readers: Mapping[str, Sequence[nn.Module]], probe: torch.Generator
+) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """What reaches some layers moves along a direction of its own besides; yields those inputs, and the directions.
+
+    Both are filled by the forward. An input is an alias, so that its gradient is that of the layers that read it alone.
+    """
+    inputs: dict[str, Tensor] = {}
+    directions: dict[str, Tensor] = {}
+    duals: dict[str, Tensor] = {}
+
+    def move(name: str) -> Callable[[nn.Module, Any], Any]:
+        def hook(_layer: nn.Module, given: Any) -> Any:
+            if name not in duals:
+                value, tangent = forward_ad.unpack_dual(given[0])
+                inputs[name] = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
+                directions[name] = _rademacher(value, probe)
+                moved = directions[name] if tangent is None else tangent + directions[name]
+                duals[name] = forward_ad.make_dual(inputs[name], moved)
+            return (duals[name],)
 
         return hook
 
-    handles = [layer.register_forward_pre_hook(keep(name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_pre_hook(move(name)) for name, layers in readers.items() for layer in layers]
     try:
-        yield
+        yield inputs, directions
     finally:
         for handle in handles:
             handle.remove()
 
 
+class _Affine(torch.autograd.Function):
+    """x * scale + shift, where scale and shift are constants."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        ctx.save_for_forward(scale)
+        return torch.addcmul(shift, x, scale)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        (scale,) = ctx.saved_tensors
+        return g * scale, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_constant: None) -> Tensor:
+        (scale,) = ctx.saved_tensors
+        out: Tensor = tangent * scale
+        return out
+
+
+class _AffineBatchNorm(TorchFunctionMode):
+    """Batch norm in eval mode as the affine map that it then is; torch's own derivatives take many times as long."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.batch_norm:
+            return func(*args, **kwargs)
+        given = signature(F.batch_norm).bind(*args, **kwargs)
+        given.apply_defaults()
+        x, mean, variance, weight, bias, training, _, eps = given.args
+        moving = any(forward_ad.unpack_dual(p).tangent is not None for p in (weight, bias) if p is not None)
+        if training or moving:
+            return func(*args, **kwargs)
+        scale = (variance + eps).rsqrt() if weight is None else weight * (variance + eps).rsqrt()
+        shift = -mean * scale if bias is None else bias - mean * scale
+        per_channel = (1, -1, *([1] * (x.dim() - 2)))
+        return _Affine.apply(x, scale.detach().reshape(per_channel), shift.detach().reshape(per_channel))
+
+
 def _rademacher(like: Tensor, generator: torch.Generator) -> Tensor:
-    signs = torch.randint(0, 2, like.shape, generator=generator, dtype=torch.int8)
-    return signs.to(like.device, like.dtype).mul_(2).sub_(1)
+    count = like.numel()
+    words = torch.empty(-(-count // 64), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    bits = torch.from_numpy(np.unpackbits(words.numpy().view(np.uint8), count=count))
+    signs = bits.to(like.device, like.dtype).mul_(2).sub_(1)
+    dense = like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last)
+    return signs.as_strided(like.shape, like.stride()) if dense else signs.reshape(like.shape)
 
 
 def converged(estimates: Sequence[TraceEstimate], tolerance: float) -> bool:

@@ -32,7 +32,7 @@ METHODS = ("float", "uniform-lsq", "hawq", "differentiable", "metamix", "random"
 
 TINY: dict[str, Any] = {
     # ResNet-18 with two channels: 21 layers, of which some share an input, at 30 ms a step.
-    # Ten Hessian samples, HAWQ's least, cost 29 fine-tuning steps of the 36 that are granted.
+    # Ten Hessian samples, HAWQ's least, cost about 25 fine-tuning steps of the 36 that are granted.
     "suite": "tiny",
     "data": {"dataset": "digits", "image_size": 8, "classes": 10, "augment": "affine"},
     "models": [{"name": "resnet18", "width": 0.03125, "form": "small"}],

@@ -9,12 +9,14 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 class Tally:
     """What convolutions and linear layers have cost: output elements times weights per output, for each product.
 
-    A forward is one product. A gradient that reaches a layer's weight, or its input, is one more each. Where a gradient
+    A forward is one product, and one more each for an input and a weight that move along a direction (forward-mode
+    derivatives). A gradient that comes back to a product's weight, or to its input, is one more each. Where a gradient
     is itself differentiated, what reaches the gradient of the input costs a product for the output's gradient and one
     for the weight's; likewise the gradient of the weight, with the input's in place of the weight's. Linear layers are
     spared the second where nobody asks for it; torch's convolutions compute it all the same.
@@ -28,13 +30,20 @@ class Tally:
         self.macs += macs if self.running else 0
 
     def tapped(self, layer: Callable[..., Tensor], *, spares: bool) -> Callable[..., Tensor]:
-        def run(x: Tensor, weight: Tensor, *rest: Any, **named: Any) -> Tensor:
+        def run(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+            (x, moving_x), (weight, moving_weight) = forward_ad.unpack_dual(x), forward_ad.unpack_dual(weight)
+            out = product(x, weight, bias, *rest)
+            moved = [] if moving_x is None else [product(moving_x, weight, None, *rest)]
+            moved += [] if moving_weight is None else [product(x, moving_weight, None, *rest)]
+            return forward_ad.make_dual(out, sum(moved[1:], moved[0])) if moved else out
+
+        def product(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
             grads = torch.is_grad_enabled()
             x_learns, w_learns = grads and x.requires_grad, grads and weight.requires_grad
             cost = [0]
             tapped_x = _Tap.apply(x, self, cost, 1 + (w_learns or not spares)) if x_learns else x
             tapped_w = _Tap.apply(weight, self, cost, 1 + (x_learns or not spares)) if w_learns else weight
-            out = layer(tapped_x, tapped_w, *rest, **named)
+            out = layer(tapped_x, tapped_w, *rest)
             cost[0] = out.numel() * weight[0].numel()
             self.add(cost[0])
             return out

@@ -45,17 +45,19 @@ def test_published_networks_cost_what_is_known_of_them(name, millions, ratio):
 
 
 @pytest.mark.parametrize("name", [name for name, _, _ in NETWORKS])
-def test_a_hessian_product_costs_eight_or_nine_forwards(name):
-    # 96 px are fast, and the last layer, which is pinned and not differentiated twice, still is a small share.
+def test_a_hessian_product_costs_almost_eight_forwards(name):
+    # Three products per layer forward and five back; less for first and last layer, which are pinned and not probed.
+    # 96 px are fast, and those two are a small share.
     model = build_model(ModelSpec(name=name), IMAGENET.model_copy(update={"image_size": 96})).eval()
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     inner = dict(list(layers.items())[1:-1])
+    readers = {name: [layer] for name, layer in inner.items()}
     batch = MicroBatch(torch.randn(1, 3, 96, 96), torch.zeros(1, dtype=torch.int64))
     weights = {n: layer.weight for n, layer in inner.items()}
     probe = torch.Generator().manual_seed(0)
     forward = measure_macs(lambda: model(batch.images))
-    product = measure_macs(lambda: hessian_samples(model, inner, batch, weights, probe))
-    assert 8.2 <= product / forward <= 9.0
+    product = measure_macs(lambda: hessian_samples(model, readers, batch, weights, probe))
+    assert 7.2 <= product / forward < 8.0
 
 
 @pytest.mark.parametrize("groups", [1, 2, 8])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from benchmarks.models import build_model
+from benchmarks.spec import DataSpec, ModelSpec
 from methods.contract import MicroBatch
+from methods.quantization.convert import ledger_of
 from methods.quantization.fake_quant import lsq_step
 from methods.quantization.grid import Grid
-from methods.sensitivity import TraceEstimate, converged, hessian_samples, least_squares_step, squared_error
+from methods.sensitivity import (
+    TraceEstimate,
+    _rademacher,
+    converged,
+    hessian_samples,
+    least_squares_step,
+    squared_error,
+)
 from tests.strategies import grids, randn, seeds
 
 PROBES = 600
@@ -50,7 +62,7 @@ def batch() -> MicroBatch:
 
 def estimates(
     model: nn.Module,
-    readers: dict[str, nn.Module],
+    readers: dict[str, list[nn.Module]],
     batch: MicroBatch,
     weights: dict[str, Tensor],
     *,
@@ -93,7 +105,7 @@ def exact_input_trace(model: Small, batch: MicroBatch) -> float:
 @pytest.mark.parametrize("separate", [False, True], ids=["joint", "separate"])
 def test_traces_are_unbiased_for_weights_and_inputs_at_once(small, batch, separate):
     weights = {"first": small.first.weight, "second": small.second.weight}
-    found = estimates(small, {"second": small.second}, batch, weights, separate=separate)
+    found = estimates(small, {"second": [small.second]}, batch, weights, separate=separate)
     exact = {f"w {name}": exact_weight_trace(small, name, batch) for name in weights}
     exact["a second"] = exact_input_trace(small, batch)
     assert found.keys() == exact.keys()
@@ -111,6 +123,98 @@ def test_a_product_per_block_is_free_of_the_other_blocks(small, batch):
     assert separate["w first"].samples[0] == alone["w first"].samples[0]
     joint = estimates(small, {}, batch, weights)
     assert separate["w first"].standard_error < 0.9 * joint["w first"].standard_error
+
+
+class Branching(nn.Module):
+    """A tensor that two layers and a skip connection read, behind weights of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one, self.other = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, moved: Tensor | None = None) -> Tensor:
+        """moved: what is added to what both layers read, and to nothing else."""
+        inner = torch.tanh(self.first(x))
+        read = inner if moved is None else inner + moved
+        out: Tensor = self.last(inner + torch.tanh(self.one(read)) * torch.sigmoid(self.other(read)))
+        return out
+
+
+def test_one_product_is_exact_and_an_input_varies_for_its_readers_alone(batch):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = Branching().eval()
+    readers, weights = {"inner": [model.one, model.other]}, {"first": model.first.weight}
+    of_weights, of_inputs, _ = hessian_samples(model, readers, batch, weights, torch.Generator().manual_seed(0))
+
+    def loss(weight: Tensor, moved: Tensor) -> Tensor:
+        logits = torch.func.functional_call(model, {"first.weight": weight}, (batch.images, moved))
+        return F.cross_entropy(logits, batch.labels)
+
+    at = model.first.weight.detach(), torch.zeros(len(batch.images), 4)
+    signs = torch.Generator().manual_seed(0)
+    v = tuple(_rademacher(x, signs) for x in at)
+    _, products = torch.autograd.functional.hvp(loss, at, v)
+    of_weight, of_input = (float((p * d).sum()) for p, d in zip(products, v, strict=True))
+    assert of_weights["first"] == pytest.approx(of_weight / v[0].numel(), rel=1e-4)
+    assert of_inputs["inner"] == pytest.approx(of_input / 4, rel=1e-4)  # float32 sums of tens of terms
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small", "resnet18"])
+def test_on_the_networks_it_equals_the_gradient_s_gradient(name):
+    spec = ModelSpec(name=name, width=0.1, form="small")
+    model, batch = built(spec), MicroBatch(randn((4, 3, 16, 16), 1), torch.tensor([0, 3, 1, 9]))
+    ledger = ledger_of(model, (3, 16, 16))
+    weights = {layer.name: model.get_submodule(layer.name).weight for layer in ledger}
+    readers: dict[str, list[nn.Module]] = {}
+    for layer in ledger:
+        readers.setdefault(layer.tie or layer.name, []).append(model.get_submodule(layer.name))
+    found_w, found_a, inputs = hessian_samples(model, readers, batch, weights, torch.Generator().manual_seed(0))
+    probe, aliases = torch.Generator().manual_seed(0), dict[str, Tensor]()
+    v = {f"w {n}": _rademacher(w, probe) for n, w in weights.items()}
+    v |= {f"a {n}": _rademacher(x, probe) for n, x in inputs.items()}
+
+    def alias(key: str) -> Callable[[nn.Module, Any], Any]:
+        def hook(_layer: nn.Module, given: Any) -> Any:
+            x = given[0]
+            aliases.setdefault(key, x.view_as(x) if x.requires_grad else x.detach().requires_grad_())
+            return (aliases[key],)
+
+        return hook
+
+    for key, layers in readers.items():
+        for reader in layers:
+            reader.register_forward_pre_hook(alias(key))
+    loss = F.cross_entropy(model(batch.images), batch.labels)
+    variables = [*weights.values(), *(aliases[n] for n in inputs)]
+    gradients = torch.autograd.grad(loss, variables, create_graph=True)
+    slope = torch.stack([(g * d).sum() for g, d in zip(gradients, v.values(), strict=True)]).sum()
+    products = torch.autograd.grad(slope, variables)
+    for (key, d), product in zip(v.items(), products, strict=True):
+        kind, _, layer = key.partition(" ")
+        found, count = (found_w, d.numel()) if kind == "w" else (found_a, d[0].numel())
+        terms = float((product * d).abs().sum())  # float32, summed and differentiated in two different orders
+        assert abs(found[layer] * count - float((product * d).sum())) <= 1e-3 * terms, key
+
+
+def built(spec: ModelSpec) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_model(spec, DataSpec(dataset="digits", image_size=16, classes=10))
+    model.train()(randn((16, 3, 16, 16), 2))  # else batch norm's statistics are those of nothing
+    return model.eval()
+
+
+def test_probes_are_fair_signs_laid_out_as_what_they_probe():
+    like = torch.empty(8, 5, 7, 3).contiguous(memory_format=torch.channels_last)
+    signs = _rademacher(like, torch.Generator().manual_seed(1))
+    assert signs.stride() == like.stride()
+    assert signs.abs().eq(1).all()
+    drawn = _rademacher(torch.empty(100_000), torch.Generator().manual_seed(2))
+    assert abs(float(drawn.mean())) < 4 / math.sqrt(100_000)
+    pairs = (drawn[:-1] * drawn[1:]).mean()
+    assert abs(float(pairs)) < 4 / math.sqrt(100_000)
 
 
 class Separate(nn.Module):
@@ -137,14 +241,14 @@ def test_a_diagonal_hessian_needs_one_probe():
 
 def test_sampling_leaves_gradients_and_hooks_alone(small, batch):
     small.first.weight.grad = torch.ones_like(small.first.weight)
-    hessian_samples(small, {"second": small.second}, batch, {"first": small.first.weight}, torch.Generator())
+    hessian_samples(small, {"second": [small.second]}, batch, {"first": small.first.weight}, torch.Generator())
     assert torch.equal(small.first.weight.grad, torch.ones_like(small.first.weight))
     assert small.second.weight.grad is None
     assert not small.second._forward_pre_hooks
 
 
 def test_the_captured_inputs_are_those_of_the_forward(small, batch):
-    readers = {"first": small.first, "second": small.second}
+    readers = {"first": [small.first], "second": [small.second]}
     _, _, inputs = hessian_samples(small, readers, batch, {"first": small.first.weight}, torch.Generator())
     assert torch.equal(inputs["first"], batch.images)
     assert torch.equal(inputs["second"], torch.tanh(small.first(batch.images)))

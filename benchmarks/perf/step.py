@@ -15,13 +15,13 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ import torchvision
 from torch import Tensor, nn
 
 from benchmarks.perf.peers import BITS, peers
+from benchmarks.perf.rounds import interleaved, ratio
 from methods.quantization.convert import QuantizerOptions, convert, ledger_of, replace_activations
 from methods.quantization.cost import uniform_bits, with_pins
 from methods.quantization.modules import apply_policy, initialise_activation_steps, initialise_weight_steps
@@ -38,8 +39,6 @@ from methods.quantization.policy import LayerBits
 
 MODELS = ("mobilenet_v2", "mobilenet_v3_large", "resnet18")
 _WARM_UP = 2
-_STEPS = 3
-"""Timed steps that each implementation takes in a round, after one that is not timed."""
 
 PREPARE = """
 import time, torch; begun = time.perf_counter()
@@ -116,7 +115,7 @@ def preparation() -> dict[str, float]:
 
 
 def measured(name: str, options: argparse.Namespace) -> Iterator[Row]:
-    """Rows of one network: rounds of a few steps each, in turn."""
+    """Rows of one network."""
     device = torch.device(options.device)
     torch.manual_seed(0)
     images = torch.randn(options.batch, 3, options.image_size, options.image_size, device=device)
@@ -127,19 +126,12 @@ def measured(name: str, options: argparse.Namespace) -> Iterator[Row]:
         for _ in range(_WARM_UP):
             contender.step(images, labels)
     kept = {key: kept_bytes(contender, images, labels) for key, contender in contenders.items()}
-    times: dict[str, list[float]] = {key: [] for key in contenders}
-    for _ in range(options.rounds):
-        for key, contender in contenders.items():
-            contender.step(images, labels)  # finds the caches full of another's; training does not
-            begun = time.perf_counter()
-            for _ in range(_STEPS):
-                contender.step(images, labels)
-            times[key].append((time.perf_counter() - begun) / _STEPS)
+    works = {key: partial(contender.step, images, labels) for key, contender in contenders.items()}
+    times = interleaved(works, options.rounds)
     for key, seconds in times.items():
         base = times["float compiled" if key.endswith("compiled") else "float"]
-        ratios = [own / other for own, other in zip(seconds, base, strict=True)]
-        low, _, high = quantiles(ratios, n=4)
-        yield Row(key, name, median(seconds), median(ratios), low, high, kept[key])
+        over_float = ratio(seconds, base)
+        yield Row(key, name, median(seconds), over_float.median, over_float.low, over_float.high, kept[key])
     del contenders
     gc.collect()
 

@@ -1,0 +1,42 @@
+"""Several pieces of work measured side by side, round by round, so that a noisy machine slows all of them alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median, quantiles
+from typing import NamedTuple
+
+
+class Ratio(NamedTuple):
+    """Median and quartiles, over rounds, of one work's seconds over another's."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:5.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def interleaved(works: Mapping[str, Callable[[], None]], rounds: int, repeats: int = 3) -> dict[str, list[float]]:
+    """Seconds that each work takes, per round the mean of `repeats`, after one that is not timed.
+
+    That one finds the caches full of another's data, which the same work done again and again does not.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            work()
+            begun = time.perf_counter()
+            for _ in range(repeats):
+                work()
+            seconds[name].append((time.perf_counter() - begun) / repeats)
+    return seconds
+
+
+def ratio(seconds: Sequence[float], base: Sequence[float], times: float = 1.0) -> Ratio:
+    """seconds over `times` times base, round by round; of a single round, that round's alone."""
+    ratios = [own / (times * other) for own, other in zip(seconds, base, strict=True)]
+    low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
+    return Ratio(median(ratios), low, high)

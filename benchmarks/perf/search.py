@@ -1,0 +1,208 @@
+"""What searching costs over training: `python -m benchmarks.perf.search`.
+
+Three ratios per network, measured side by side in one process, float32, 4-bit weights, activations of 3, 4 or 8 bits:
+- a MetaMix selection step over (|B| + 1) quantized training steps, |B| the number of widths;
+- a forward through mixtures of all widths, weights and inputs, over one through a single width;
+- a Hessian probe with all weight and activation traces over a float training step, and over probing block by block
+  (`--separate`: as many products as there are weights and inputs, which takes minutes).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from benchmarks.compute import Account
+from benchmarks.perf.rounds import Ratio, interleaved, ratio
+from benchmarks.perf.step import MODELS
+from benchmarks.spec import OptimizerSpec, Recipe, Space
+from benchmarks.suite import candidates_of
+from benchmarks.training import Problem
+from methods.contract import MicroBatch
+from methods.metamix import SELECTION, MetaMix, MetaMixOptions
+from methods.quantization.convert import QuantizerOptions, convert, ledger_of, replace_activations
+from methods.quantization.cost import bops, uniform_bits, with_pins
+from methods.quantization.modules import (
+    apply_policy,
+    initialise_activation_steps,
+    initialise_weight_steps,
+    quant_layers,
+    quantizers,
+)
+from methods.quantization.policy import LayerBits
+from methods.sensitivity import hessian_samples
+
+WIDTHS = (3, 4, 8)
+_SPACE, _JOINT = Space(weights=(4,), activations=WIDTHS), Space(weights=WIDTHS, activations=WIDTHS)
+_WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was set against what, on one network."""
+
+    work: str
+    base: str
+    model: str
+    seconds: float
+    ratio: Ratio
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(MODELS), help="separated by commas, names of torchvision's")
+    parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--separate", action="store_true", help="also probe block by block, once")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = [row for name in options.models.split(",") for row in measured(name, options)]
+    if options.json:
+        print(json.dumps([{**asdict(row), "ratio": row.ratio._asdict()} for row in rows]))
+        return
+    for row in rows:
+        print(f"{row.model:20s} {row.work:28s} {row.seconds * 1e3:8.1f} ms {row.ratio} of {row.base}")
+
+
+def measured(name: str, options: argparse.Namespace) -> Iterator[Row]:
+    device = torch.device(options.device)
+    torch.manual_seed(0)
+    images = torch.randn(options.batch, 3, options.image_size, options.image_size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    batch = MicroBatch(images, torch.randint(0, 1000, (options.batch,), device=device))
+    network = getattr(torchvision.models, name)(num_classes=1000)
+    works = {work: _synchronised(run, device) for work, run in works_on(network, batch).items()}
+    once = {work: run for work, run in works.items() if work == _SEPARATE and options.separate}
+    works.pop(_SEPARATE)
+    for run in works.values():
+        for _ in range(_WARM_UP):
+            run()
+    seconds = interleaved(works, options.rounds)
+
+    def row(work: str, base: str, times: float, label: str) -> Row:
+        own = sorted(seconds[work])[len(seconds[work]) // 2]
+        return Row(work, label, name, own, ratio(seconds[work], seconds[base], times))
+
+    branches = len(WIDTHS) + 1
+    yield row("quantized step", "float step", 1, "a float step")
+    yield row("MetaMix selection step", "quantized step", branches, f"{branches} quantized steps")
+    yield row("mixture forward", "forward at one width", 1, "a forward at one width")
+    yield row("Hessian probe, all traces", "float step", 1, "a float step")
+    if once:
+        seconds |= interleaved({**once, "Hessian probe, all traces": works["Hessian probe, all traces"]}, 1, 1)
+        yield row("Hessian probe, all traces", _SEPARATE, 1, "probing block by block")
+
+
+_SEPARATE = "Hessian probe, block by block"
+
+
+def _synchronised(run: Callable[[], Any], device: torch.device) -> Callable[[], None]:
+    def work() -> None:
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return work
+
+
+def works_on(network: nn.Module, batch: MicroBatch) -> dict[str, Callable[[], Any]]:
+    """Name -> what is to be timed, each on a copy of `network` of its own."""
+    own = deepcopy(network).to(batch.images.device).to(memory_format=torch.channels_last).train()
+    float_step = _training(own, batch)
+    fixed, single, mixed = (problem_on(network, batch, space) for space in (_SPACE, _JOINT, _JOINT))
+    _select_four_bits(fixed)
+    _select_four_bits(single)
+    for quantizer in quantizers(mixed.model):
+        quantizer.mix(torch.full((len(quantizer.widths),), 1.0 / len(quantizer.widths), device=batch.images.device))
+    searching = problem_on(network, batch, _SPACE)
+    metamix = MetaMix(searching, MetaMixOptions())
+    searching.trainee = metamix
+    probed = problem_on(network, batch, _SPACE)
+    probed.model.eval()  # as HAWQ's phase has it
+    layers = {layer: quant_layers(probed.model)[layer] for layer in probed.candidates}
+    weights, probe = {layer: module.weight for layer, module in layers.items()}, torch.Generator().manual_seed(0)
+    readers: dict[str, list[nn.Module]] = {}
+    for row in probed.ledger:
+        if not row.pinned:
+            readers.setdefault(row.tie or row.name, []).append(layers[row.name])
+
+    def hessian(*, separate: bool) -> Callable[[], Any]:
+        return lambda: hessian_samples(probed.model, readers, batch, weights, probe, separate=separate)
+
+    return {
+        "float step": float_step,
+        "quantized step": _training(fixed.model, batch),
+        "MetaMix selection step": lambda: metamix.step([batch], SELECTION),
+        "forward at one width": lambda: single.model(batch.images),
+        "mixture forward": lambda: mixed.model(batch.images),
+        "Hessian probe, all traces": hessian(separate=False),
+        _SEPARATE: hessian(separate=True),
+    }
+
+
+def _training(model: nn.Module, batch: MicroBatch) -> Callable[[], None]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(model(batch.images), batch.labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def problem_on(network: nn.Module, batch: MicroBatch, space: Space) -> Problem:
+    """A copy of `network`, quantizable in `space`, as a method meets it; training data there is none."""
+    model = replace_activations(deepcopy(network))
+    ledger = ledger_of(model, tuple(batch.images.shape[1:]))  # type: ignore[arg-type]
+    candidates = candidates_of(space, ledger)
+    convert(model, ledger, candidates, QuantizerOptions())
+    model.to(batch.images.device).to(memory_format=torch.channels_last).train()
+    initialise_weight_steps(model)
+    initialise_activation_steps(model, [batch.images])
+    count = len(batch.labels)
+    return Problem(
+        model=model,
+        ledger=ledger,
+        candidates=candidates,
+        ceiling=bops(ledger, uniform_bits(ledger, 4, 4)),
+        draw=0,
+        recipe=Recipe(optimizer=OptimizerSpec(name="sgd", lr=1e-6), batch_size=count, micro_batch=count),
+        seed=0,
+        train=_NoData(),
+        device=batch.images.device,
+        account=Account(0, 0, 0.0),
+    )
+
+
+class _NoData:
+    """A split that nobody may read: batches are made here."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def load(self, indices: Any, draws: Any) -> tuple[Tensor, Tensor]:
+        raise AssertionError("works are timed on one batch")
+
+
+def _select_four_bits(problem: Problem) -> None:
+    bits = with_pins(problem.ledger, uniform_bits(problem.ledger, 4, 4))
+    apply_policy(problem.model, {layer: LayerBits(*pair) for layer, pair in bits.items()})
+
+
+if __name__ == "__main__":
+    main()
