@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from methods.quantization.cost import Ledger, with_pins
 from methods.quantization.fake_quant import spread
 from methods.quantization.grid import make_grid
-from methods.quantization.modules import quant_layers
+from methods.quantization.modules import QuantConv2d, quant_layers
 from methods.quantization.policy import LayerBits
 
 # step * code is rounded once and divided by step once: codes come back to within a few float32 ulps of 255; a shifted
@@ -57,6 +57,8 @@ def audit_codes(
             kind = "unsigned" if offset is not None else "signed" if tensor == "weight" else kinds[name]
             grid = make_grid(kind, bits, narrow=narrow)
             found = (value + grid.shift - (0.0 if offset is None else offset)) / spread(step, value)
+            if tensor == "input" and isinstance(layer, QuantConv2d) and layer.recentres:
+                found = value / step + quantizer.codes(torch.zeros((), device=value.device))
             rows.append({"layer": name, "tensor": tensor, "bits": bits, **_levels(found, grid.low, grid.high, name)})
     return rows
 

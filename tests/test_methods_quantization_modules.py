@@ -451,6 +451,12 @@ def conv_behind(kind: GridKind, options: QuantizerOptions | None = None, **geome
     return layer
 
 
+def same_sums(found: Tensor, expected: Tensor, layer: QuantConv2d, x: Tensor) -> bool:
+    """Whether two ways to sum the products of a kernel of 18 weights agree to rounding."""
+    largest = float((layer.input_quantizer(x).abs().max() * layer.weight.abs().max()).detach()) + 1.0
+    return float((found - expected).detach().abs().max()) <= 64 * 18 * FLOAT32_ROUNDING * largest
+
+
 def padded_by_hand(layer: QuantConv2d, x: Tensor, value: float, pads: Sequence[int]) -> Tensor:
     """The layer without its own padding, on a quantized input that `value` surrounds."""
     around = F.pad(layer.input_quantizer(x), list(pads), value=value)
@@ -474,7 +480,8 @@ def test_padding_is_the_quantizer_s_image_of_zero(kind: GridKind, geometry: Any,
     layer, x = conv_behind(kind, **geometry), randn((2, 2, 6, 6), 0)
     zero = layer.input_quantizer(torch.zeros(1)).item()
     assert (zero != 0) == (kind == "shifted"), "0.375 / step must not be an integer, or this test shows nothing"
-    assert torch.equal(layer(x), padded_by_hand(layer, x, zero, pads))
+    assert same_sums(layer(x), padded_by_hand(layer, x, zero, pads), layer, x)
+    assert layer.recentres == (kind == "shifted")
 
 
 @pytest.mark.parametrize(("geometry", "pads"), PADDINGS)
@@ -492,8 +499,8 @@ def test_the_two_paddings_differ_on_a_shifted_grid_and_at_the_border_only() -> N
     )
     zeros.load_state_dict(image.state_dict())
     difference = (image(x) - zeros(x)).abs()
-    assert difference[..., 1:-1, 1:-1].max() == 0
-    assert difference.max() > 0
+    assert same_sums(image(x)[..., 1:-1, 1:-1], zeros(x)[..., 1:-1, 1:-1], image, x)
+    assert difference.max() > 0.05
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
@@ -504,7 +511,7 @@ def test_padding_that_repeats_the_input_repeats_its_codes(mode: str) -> None:
 
 
 @pytest.mark.parametrize("padding", [0, 1, 2])
-def test_padding_does_not_count_as_features_in_the_gradient_scale(padding: int) -> None:
+def test_padding_learns_and_does_not_count_as_features_in_the_gradient_scale(padding: int) -> None:
     layer, x = conv_behind("shifted", padding=padding), randn((2, 2, 6, 6), 0)
     grid, step = make_grid("shifted", 4), layer.input_quantizer.step_of(4)
     layer(x).sum().backward()
@@ -514,7 +521,8 @@ def test_padding_does_not_count_as_features_in_the_gradient_scale(padding: int) 
     F.conv2d(padded, layer.weight_quantizer(layer.weight), layer.bias).sum().backward()
     assert step.grad is not None
     assert twin.grad is not None
-    assert torch.equal(step.grad, twin.grad)
+    # Sums of 2 x 3 x 6 x 6 x 18 products of gradient and slope, in another order, each slope below 5.
+    assert torch.allclose(step.grad, twin.grad, rtol=1e-5, atol=4 * 3888 * FLOAT32_ROUNDING * 5 * scale)
 
 
 def test_a_mixture_pads_a_shifted_input_with_the_mixture_s_image_of_zero() -> None:
@@ -522,7 +530,25 @@ def test_a_mixture_pads_a_shifted_input_with_the_mixture_s_image_of_zero() -> No
     layer.input_quantizer = ready("shifted")
     layer.input_quantizer.mix(torch.tensor([0.25, 0.25, 0.5]))
     zero = layer.input_quantizer(torch.zeros(1)).item()
-    assert torch.equal(layer(x), padded_by_hand(layer, x, zero, (1, 1, 1, 1)))
+    assert same_sums(layer(x), padded_by_hand(layer, x, zero, (1, 1, 1, 1)), layer, x)
+
+
+@pytest.mark.parametrize("geometry", [{}, {"padding": 1}, {"padding": 1, "stride": 2}, {"padding": 1, "bias": False}])
+@pytest.mark.parametrize("kind", ["unsigned", "signed"])
+def test_the_step_of_an_image_learns_the_same_without_the_image_s_gradient(kind: GridKind, geometry: Any) -> None:
+    layer, x = conv_behind(kind, **geometry), randn((2, 2, 6, 6), 0)
+    g = randn(tuple(layer(x).shape), 4)
+    gradients = []
+    for image in (x, x.clone().requires_grad_()):
+        layer.zero_grad()
+        out = layer(image)
+        out.backward(g)
+        gradients.append({"output": out.detach(), **{name: p.grad for name, p in layer.named_parameters()}})
+    # Sums of 3 x 72 x 18 products at the most, in two orders, of numbers about 1: far below one in a thousand.
+    for name, found in gradients[0].items():
+        assert found is not None, name
+        assert torch.allclose(found, gradients[1][name], rtol=1e-4, atol=1e-4), name
+    assert gradients[0]["input_quantizer.steps.4"].abs().item() > 0.01
 
 
 @given(seeds(), st.sampled_from([2, 3, 4, 8]), st.sampled_from([2, 3, 4, 8]))

@@ -230,6 +230,13 @@ def fake_quantize_together(
     ]
 
 
+def step_slope(x: Tensor, step: Tensor, grid: Grid) -> Tensor:
+    """dQ/dstep of each element, like `x`: r - u inside, low below, high above."""
+    u = _centred(x, None, grid) / spread(step.float(), x)
+    clamped = u.clamp(grid.low, grid.high)
+    return clamped.round() - torch.where(clamped == u, u, torch.zeros((), device=x.device))
+
+
 def codes(x: Tensor, step: Tensor, grid: Grid, *, offset: Tensor | None = None) -> Tensor:
     """The integer codes (float32 tensor) that `fake_quantize` gives `x`."""
     u = _centred(x, offset, grid) / spread(step.float(), x)

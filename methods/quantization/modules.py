@@ -8,10 +8,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from methods.quantization.fake_quant import fake_quantize_together
+from methods.quantization.fake_quant import fake_quantize_together, step_slope
 from methods.quantization.policy import LayerBits, PolicyError
-from methods.quantization.quantizer import Quantizer
+from methods.quantization.quantizer import Quantizer, StepQuantizer
 
 
 class _QuantLayer:
@@ -41,23 +42,68 @@ class QuantConv2d(_QuantLayer, nn.Conv2d):
     """A convolution with quantized weight and input; padding lies on the input's grid.
 
     Zero lies on the grid of unsigned and signed inputs, so they are padded after quantization. On a shifted grid
-    zero is a code only if 0.375 / step is an integer, and with a learned offset hardly ever, so the input is padded
-    first and the padding becomes the quantizer's own image of zero; `pad_with_zero` pads with exact zeros instead, as
-    public MetaMix code does.
+    zero is a code only if 0.375 / step is an integer, and with a learned offset hardly ever: there the padding is the
+    quantizer's own image of zero, Q(0). `pad_with_zero` pads with exact zeros instead, as public MetaMix code does.
+
+    Nothing is padded with Q(0), though, which would be one more pass over memory: as in integer arithmetic the
+    convolution is given Q(x) - Q(0), padded with zeros, and Q(0) times the sum of its weights joins the bias.
     """
 
     pad_with_zero = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.quantized_weight()
+    @property
+    def recentres(self) -> bool:
+        """Whether the convolution is given Q(x) - Q(0)."""
         quantizer = self.input_quantizer
-        pads = self._reversed_padding_repeated_twice  # as F.pad wants them, for padding="same" too
         misses_zero = quantizer.active and not quantizer.zero_is_a_code
-        if misses_zero and any(pads) and self.padding_mode == "zeros" and not self.pad_with_zero:
-            padded = quantizer(F.pad(x, pads), like=x)
-            return F.conv2d(padded, weight, self.bias, self.stride, 0, self.dilation, self.groups)
-        out: Tensor = self._conv_forward(quantizer(x), weight, self.bias)
+        pads = any(self._reversed_padding_repeated_twice)  # for padding="same" too
+        return misses_zero and pads and self.padding_mode == "zeros" and not self.pad_with_zero
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.quantized_weight(), self.bias
+        if self._reads_images(x):
+            with torch.no_grad():
+                quantized = self.input_quantizer(x)
+            out: Tensor = self._conv_forward(quantized, weight, bias)
+            step = self.input_quantizer.in_use(x).step
+            return _StepGradient.apply(out, step, x, weight.detach(), self)  # type: ignore[no-any-return]
+        quantized = self.input_quantizer(x)
+        if self.recentres:
+            zero = self.input_quantizer(x.new_zeros(1), like=x)
+            quantized = quantized.sub_(zero)
+            of_zero = zero * weight.sum((1, 2, 3))
+            bias = of_zero if bias is None else bias + of_zero
+        out = self._conv_forward(quantized, weight, bias)
         return out
+
+    def _reads_images(self, x: Tensor) -> bool:
+        """Whether nothing but one learned step, at one width, is behind its input."""
+        quantizer = self.input_quantizer
+        learns = torch.is_grad_enabled() and not x.requires_grad and not torch.compiler.is_compiling()
+        return learns and quantizer.bits is not None and isinstance(quantizer, StepQuantizer) and not self.recentres
+
+
+class _StepGradient(torch.autograd.Function):
+    """The identity on convolution(Q(x)), through which the step of Q learns; else gradients do not reach Q or x.
+
+    <dL/dQ, dQ/dstep> is taken as <dL/dout, convolution(dQ/dstep)>, one convolution forward in place of one back, which
+    is several times as dear where x has no more than the channels of an image.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, step: Tensor, x: Tensor, weight: Tensor, layer: QuantConv2d) -> Tensor:
+        ctx.save_for_backward(step, x, weight)
+        ctx.layer, ctx.use = layer, layer.input_quantizer.in_use(x)
+        return out.view_as(out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        step, x, weight = ctx.saved_tensors
+        slope = step_slope(x, step, ctx.use.grid)
+        moved = ctx.layer._conv_forward(slope, weight, None)
+        total = (moved * g).sum() * ctx.use.scale
+        return g, total.reshape(step.shape).to(step.dtype), None, None, None
 
 
 class QuantLinear(_QuantLayer, nn.Linear):

@@ -105,7 +105,7 @@ class Quantizer(nn.Module):
     def forward(self, x: Tensor, *, like: Tensor | None = None) -> Tensor:
         """Quantize `x`, once what its activation has left to do is done; `source` is that activation, if there is one.
 
-        like: counts the elements for the gradient scale where `x` carries padding.
+        like: counts the elements for the gradient scale in the place of `x`.
         """
         if not self.active:
             return x
