@@ -463,11 +463,16 @@ def mlflow_sync(
 
 
 @app.command()
-def doctor(suite: SuiteOption = "quick", data: DataOption = None, out: OutOption = DEFAULT_OUT) -> None:
+def doctor(
+    suite: SuiteOption = "quick",
+    data: DataOption = None,
+    out: OutOption = DEFAULT_OUT,
+    overrides: SetOption = [],  # noqa: B006 (typer copies it)
+) -> None:
     """Say what will not work here, and how to mend it."""
     from benchmarks.doctor import examine
 
-    findings = examine(load_suite(suite), data, out)
+    findings = examine(load_suite(suite, dict(_assignment(text) for text in overrides)), data, out)
     for finding in findings:
         console.print(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.what}", markup=False)
     if not all(finding.ok for finding in findings):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.data.folders import DataError, class_names, find_folder
+from benchmarks.environment import require_compiler
 from benchmarks.messages import SuiteError
 from benchmarks.spec import DataSpec, ProceduralSpec
 from benchmarks.suite import Suite, plan
@@ -82,7 +84,22 @@ def _plan(suite: Suite) -> Iterator[Finding]:
 def _devices(suite: Suite) -> Iterator[Finding]:
     import torch
 
+    from methods.quantization.paths import path_on
+
     cores = os.cpu_count() or 1
     yield Finding(cores >= suite.resources.cpus, f"{cores} cores, a trial takes {suite.resources.cpus}")
     gpus = torch.cuda.device_count()
     yield Finding(gpus >= suite.resources.gpus, f"{gpus} GPUs, a trial takes {suite.resources.gpus:g}")
+    device = "cuda" if gpus and suite.resources.gpus else "cpu"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of what is said here
+        path = path_on(device)
+    slow = path == "plain" and device == "cpu"
+    advice = ": twice the time of kernels; reinstall numba by `make install`" if slow else ""
+    yield Finding(not slow, f"quantizers run on the {path} path{advice}")
+    if suite.resources.compile:
+        try:
+            require_compiler(device)
+            yield Finding(True, "a compiler for resources.compile")
+        except SuiteError as error:
+            yield Finding(False, str(error))

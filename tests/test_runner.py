@@ -464,6 +464,19 @@ def test_doctor_names_what_is_amiss(tmp_path, monkeypatch):
     assert any("--data" in line for line in problems)
 
 
+def test_compiling_needs_a_compiler_and_says_so_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    compiled = ["--suite", "smoke", "--out", tmp_path, "--set", "resources.compile=true"]
+    ran = cli(*compiled, "--engine", "local")
+    assert (ran.code, "resources.compile needs a compiler" in ran.err) == (2, True)
+    assert not list(tmp_path.rglob("*.json"))
+    seen = cli("doctor", *compiled)
+    assert seen.code == 1
+    assert "PROBLEM  resources.compile needs a compiler" in seen.out
+    monkeypatch.setenv("CXX", sys.executable)
+    assert "ok       a compiler" in cli("doctor", *compiled).out
+
+
 def test_stopping_is_no_traceback(tmp_path, monkeypatch):
     def stop(*_arguments: Any, **_options: Any) -> None:
         raise KeyboardInterrupt

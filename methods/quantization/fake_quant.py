@@ -120,7 +120,7 @@ class _Fused(torch.autograd.Function):
         offsets = ranges[count:]
         if weights is None:
             steps, offset = given[0].detach(), offsets[0]
-            ctx.constants = (
+            found = (
                 kernels.constants_of_one(grids[0], scales[0])
                 if offset is None
                 else kernels.constants(grids, [float(offset)], [1.0], scales)
@@ -128,24 +128,23 @@ class _Fused(torch.autograd.Function):
         else:
             steps = torch.stack([step.detach().reshape(-1) for step in given])
             shifts = [None if offset is None else float(offset) for offset in offsets]
-            ctx.constants = kernels.constants(grids, shifts, weights.tolist(), scales)
-        ctx.kernels, ctx.activation, ctx.count = kernels, activation, count
+            found = kernels.constants(grids, shifts, weights.tolist(), scales)
+        ctx.launch, ctx.count = kernels.Launch([kernels.Operand(x, steps, found, activation)]), count
         ctx.save_for_backward(x, weights, steps, *ranges)
-        out: Tensor = kernels.forward([kernels.Operand(x, steps, ctx.constants, activation)])[0]
+        out: Tensor = ctx.launch.forward([x])[0]
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         x, weights, steps, *ranges = ctx.saved_tensors
-        operand = ctx.kernels.Operand(x, steps, ctx.constants, ctx.activation)
-        ((grad_x, totals),) = ctx.kernels.backward([operand], [g])
-        of_ranges: list[Tensor | None] = [None] * len(ranges)
+        ((grad_x, totals),) = ctx.launch.backward([x], [steps], [g])
+        channels, of_ranges = steps.numel() // ctx.count, list[Tensor | None]([None] * len(ranges))
         for k, parameter in enumerate(ranges):
             if ctx.needs_input_grad[5 + k]:
-                found = totals[k // ctx.count, k % ctx.count]
-                of_ranges[k] = (found if found.numel() == parameter.numel() else found.sum()).reshape(parameter.shape)
-        of_weights = None if weights is None else totals[2].sum(1)
+                found = totals[k * channels : (k + 1) * channels]
+                of_ranges[k] = (found if channels == parameter.numel() else found.sum()).reshape(parameter.shape)
+        of_weights = None if weights is None else totals[2 * steps.numel() :].reshape(ctx.count, -1).sum(1)
         return (grad_x, of_weights, None, None, None, *of_ranges)
 
 
@@ -157,23 +156,23 @@ class _FusedTogether(torch.autograd.Function):
         kernels, count = kernels_for(tensors[0]), len(grids)
         assert kernels is not None
         ctx.set_materialize_grads(False)
-        ctx.kernels = kernels
-        ctx.constants = [kernels.constants_of_one(grid, scale) for grid, scale in zip(grids, scales, strict=True)]
+        found = [kernels.constants_of_one(grid, scale) for grid, scale in zip(grids, scales, strict=True)]
         ctx.save_for_backward(*tensors)
-        operands = map(kernels.Operand, tensors[:count], tensors[count:], ctx.constants)
-        return tuple(kernels.forward(list(operands)))
+        ctx.launch = kernels.Launch(list(map(kernels.Operand, tensors[:count], tensors[count:], found)))
+        return tuple(ctx.launch.forward(tensors[:count]))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gs: Tensor | None) -> tuple[Any, ...]:
         tensors, count = ctx.saved_tensors, len(gs)
-        reached = {k: g for k, g in enumerate(gs) if g is not None}
-        operands = [ctx.kernels.Operand(tensors[k], tensors[count + k], ctx.constants[k]) for k in reached]
-        gradients: list[Tensor | None] = [None] * (2 * count)
-        for k, (grad_x, totals) in zip(reached, ctx.kernels.backward(operands, list(reached.values())), strict=True):
-            gradients[k] = grad_x
-            gradients[count + k] = totals[0].reshape(tensors[count + k].shape)
-        return (None, None, *gradients)
+        steps = tensors[count:]
+        found = ctx.launch.backward(tensors[:count], steps, gs)
+        of_x = [None if each is None else each[0] for each in found]
+        of_steps = [
+            None if each is None else each[1][: step.numel()].reshape(step.shape)
+            for each, step in zip(found, steps, strict=True)
+        ]
+        return (None, None, *of_x, *of_steps)
 
 
 def _centred(x: Tensor, offset: Tensor | None, grid: Grid) -> Tensor:

@@ -79,45 +79,83 @@ class Operand(NamedTuple):
     activation: str = "none"
 
 
-def forward(operands: Sequence[Operand]) -> list[Tensor]:
-    """sum_k weight_k * Q_k(activation(x)) of each, like its `x`; a single branch is not weighted."""
-    outs = [torch.empty_like(operand.x) for operand in operands]
-    _Tasks([_fields(operand, out) for operand, out in zip(operands, outs, strict=True)]).run(_forward_task)
-    return outs
+class Launch:
+    """What quantizes some tensors, each in memory as the kernels read it: one forward, then backwards on the same.
 
-
-def backward(operands: Sequence[Operand], gs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """The gradients of each `x`, and those of steps, offsets and weights: float32, (3, branches, 1 or channels).
-
-    gs: the outputs' gradients. A weight's is split over the channels, and 0 where there is one branch.
+    Tensors are given anew each time, as autograd hands them out; their shapes and layouts are those of the operands.
     """
-    fields, found, kept = [], [], []
-    for operand, g in zip(operands, gs, strict=True):
-        x, branches = operand.x, len(operand.found.values)
-        if g.dtype != x.dtype or not _same_layout(g, x):
-            g = torch.empty_like(x).copy_(g)
-        _, rows, channels = _rows(operand)
-        grad, sums = torch.empty_like(x), torch.empty(branches * rows * 3)
-        totals = torch.empty(3, branches, channels)
-        fields.append(_fields(operand, grad, g.data_ptr(), sums.data_ptr(), totals.data_ptr()))
-        found.append((grad, totals))
-        kept.append((g, sums))
-    tasks = _Tasks(fields)
-    tasks.run(_backward_task)
-    tasks.finish()
-    return found
+
+    def __init__(self, operands: Sequence[Operand]) -> None:
+        self.kept = [operand.found for operand in operands]
+        fields = [_fields(operand) for operand in operands]
+        self.memory = array("q", [len(fields), *chain.from_iterable(fields)])
+        self.address = self.memory.buffer_info()[0]
+        shares = sum(min(task[_ROWS], -(-task[_SIZE] // _SHARE)) for task in fields)
+        self.threads = min(torch.get_num_threads(), shares)
+
+    def forward(self, xs: Sequence[Tensor]) -> list[Tensor]:
+        """sum_k weight_k * Q_k(activation(x)) of each, like its `x`; a single branch is not weighted."""
+        outs = [torch.empty_like(x) for x in xs]
+        for first, out in zip(self._firsts(), outs, strict=True):
+            self.memory[first + _OUT] = out.data_ptr()
+        self._run(_forward_task)
+        return outs
+
+    def backward(
+        self, xs: Sequence[Tensor], steps: Sequence[Tensor], gs: Sequence[Tensor | None]
+    ) -> list[tuple[Tensor, Tensor] | None]:
+        """The gradients of each `x`, and those of steps, offsets and weights: float32, 3 x branches x (1 or channels).
+
+        gs: the outputs' gradients; None for an output that has none. A weight's is split over the channels, and 0
+        where there is one branch.
+        """
+        memory, found, gs_alive = self.memory, list[tuple[Tensor, Tensor] | None](), []
+        for first, x, step, g in zip(self._firsts(), xs, steps, gs, strict=True):
+            memory[first + _COUNTER] = memory[first + _DONE] = 0
+            if g is None:
+                memory[first + _COUNTER] = memory[first + _ROWS]  # as if all its rows were taken
+                found.append(None)
+                continue
+            if g.dtype != x.dtype or not _same_layout(g, x):
+                g = torch.empty_like(x).copy_(g)
+            sums, totals = memory[first + _ROWS] * memory[first + _BRANCHES], step.numel()
+            grad, room = torch.empty_like(x), torch.empty(3 * (sums + totals))
+            address = room.data_ptr()
+            memory[first + _X], memory[first + _STEPS] = x.data_ptr(), step.data_ptr()
+            memory[first + _G], memory[first + _OUT] = g.data_ptr(), grad.data_ptr()
+            memory[first + _SUMS], memory[first + _TOTALS] = address, address + 12 * sums
+            found.append((grad, room[3 * sums :]))
+            gs_alive.append(g)
+        self._run(_backward_task)
+        return found
+
+    def _firsts(self) -> range:
+        """Where in `memory` each task begins."""
+        return range(1, len(self.memory), _FIELDS)
+
+    def _run(self, function: _Compiled) -> None:
+        """On torch's threads, as many as there is work for; the tasks one after the other, each by all threads."""
+        if self.threads > 1 and (parallel := _openmp()):
+            parallel(function.address, self.address, self.threads, 0)
+        else:
+            function.call(self.address)
+
+
+def _fields(operand: Operand) -> tuple[int, ...]:
+    """A task, as the forward needs it but for its output."""
+    size, branches = operand.x.numel(), len(operand.found.values)
+    channels = operand.steps.numel() // branches
+    length, rows = (size // channels, channels) if channels > 1 else (BLOCK, -(-size // BLOCK))
+    return (
+        0, rows, length, size, branches, channels, _ACTIVATIONS[operand.activation], operand.x.data_ptr(), 0, 0, 0, 0,
+        operand.steps.data_ptr(), operand.found.address, 0,
+    )  # fmt: skip
 
 
 def _same_layout(a: Tensor, b: Tensor) -> bool:
     """Whether elements follow one another alike in memory; strides along dimensions of size 1 say nothing."""
     first, second = a.stride(), b.stride()
     return first == second or all(i == j for i, j, size in zip(first, second, b.shape, strict=True) if size > 1)
-
-
-def _rows(operand: Operand) -> tuple[int, int, int]:
-    """Elements in a row, rows, and steps per branch."""
-    size, channels = operand.x.numel(), operand.steps.numel() // len(operand.found.values)
-    return (size // channels, channels, channels) if channels > 1 else (BLOCK, -(-size // BLOCK), 1)
 
 
 # What is compiled. No `fastmath`: it would break NaN and comparisons, and leave the order of sums to the compiler,
@@ -228,11 +266,12 @@ def _backward_row(x: Any, g: Any, grad: Any, sums: Any, terms: Any, steps: Any, 
 # How threads share the rows: each takes the next few until none is left.
 
 (
-    _COUNTER, _ROWS, _LENGTH, _SIZE, _BRANCHES, _CHANNELS, _ACTIVATION, _X, _G, _OUT, _SUMS, _TOTALS, _STEPS, _CONSTANTS
-) = range(14)  # fmt: skip
-"""Fields of a task: integers, and addresses of arrays."""
+    _COUNTER, _ROWS, _LENGTH, _SIZE, _BRANCHES, _CHANNELS, _ACTIVATION,
+    _X, _G, _OUT, _SUMS, _TOTALS, _STEPS, _CONSTANTS, _DONE,
+) = range(15)  # fmt: skip
+"""Fields of a task: integers, and addresses of arrays. counter: rows taken by threads; done: rows finished."""
 
-_FIELDS = 14
+_FIELDS = 15
 
 _SHARE = 1 << 15
 """Elements that a thread takes at a time, at the least."""
@@ -267,6 +306,27 @@ def _work_all(pointer: Any, gradients: Any) -> None:
 
 
 @_jit
+def _add_rows(task: Any) -> None:
+    """Rows' sums, added in order and in float64, become gradients: by the thread that finishes a task's last row."""
+    rows, count, channels = task[_ROWS], task[_BRANCHES], task[_CHANNELS]
+    sums = carray(_pointer(task[_SUMS]), (count, rows, 3), np.float32)
+    totals = carray(_pointer(task[_TOTALS]), (3, count, channels), np.float32)
+    constants = carray(_pointer(task[_CONSTANTS]), (count, 7), np.float32)
+    for k in range(count):
+        share = np.float64(constants[k, _WEIGHT]) * np.float64(constants[k, _SCALE])
+        for column in range(3):
+            factor = share if column < 2 else 1.0
+            if channels > 1:
+                for row in range(rows):
+                    totals[column, k, row] = sums[k, row, column] * factor
+            else:
+                total = 0.0
+                for row in range(rows):
+                    total += sums[k, row, column]
+                totals[column, k, 0] = total * factor
+
+
+@_jit
 def _work(task: Any, gradients: Any) -> None:
     size, length, rows, count = task[_SIZE], task[_LENGTH], task[_ROWS], task[_BRANCHES]
     channels, activation = task[_CHANNELS], task[_ACTIVATION]
@@ -295,6 +355,10 @@ def _work(task: Any, gradients: Any) -> None:
                     _chain(x[begin:end], out[begin:end], activation)
             else:
                 _forward_row(values, out[begin:end], own, constants)
+        if gradients:
+            taken = min(share, rows - first)
+            if _fetch_and_add(_pointer(task.ctypes.data + 8 * _DONE), taken) + taken == rows:
+                _add_rows(task)
 
 
 def _forward_rows(pointer: Any) -> None:
@@ -303,30 +367,6 @@ def _forward_rows(pointer: Any) -> None:
 
 def _backward_rows(pointer: Any) -> None:
     _work_all(pointer, True)
-
-
-def _sum_all(pointer: Any) -> None:
-    """Rows' sums, added in order and in float64, become gradients."""
-    tasks = carray(pointer, 1, np.int64)[0]
-    every = carray(pointer, 1 + tasks * _FIELDS, np.int64)
-    for index in range(tasks):
-        task = every[1 + index * _FIELDS : 1 + (index + 1) * _FIELDS]
-        rows, count, channels = task[_ROWS], task[_BRANCHES], task[_CHANNELS]
-        sums = carray(_pointer(task[_SUMS]), (count, rows, 3), np.float32)
-        totals = carray(_pointer(task[_TOTALS]), (3, count, channels), np.float32)
-        constants = carray(_pointer(task[_CONSTANTS]), (count, 7), np.float32)
-        for k in range(count):
-            share = np.float64(constants[k, _WEIGHT]) * np.float64(constants[k, _SCALE])
-            for column in range(3):
-                factor = share if column < 2 else 1.0
-                if channels > 1:
-                    for row in range(rows):
-                        totals[column, k, row] = sums[k, row, column] * factor
-                else:
-                    total = 0.0
-                    for row in range(rows):
-                        total += sums[k, row, column]
-                    totals[column, k, 0] = total * factor
 
 
 class _Compiled:
@@ -338,37 +378,7 @@ class _Compiled:
         self.call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.address)
 
 
-_forward_task, _backward_task, _totals_task = _Compiled(_forward_rows), _Compiled(_backward_rows), _Compiled(_sum_all)
-
-
-def _fields(operand: Operand, out: Tensor, g: int = 0, sums: int = 0, totals: int = 0) -> tuple[int, ...]:
-    """A task. g, sums, totals: addresses."""
-    (length, rows, channels), found = _rows(operand), operand.found
-    return (
-        0, rows, length, operand.x.numel(), len(found.values), channels, _ACTIVATIONS[operand.activation],
-        operand.x.data_ptr(), g, out.data_ptr(), sums, totals, operand.steps.data_ptr(), found.address,
-    )  # fmt: skip
-
-
-class _Tasks:
-    """Tasks in memory, run one after the other, each by all threads."""
-
-    def __init__(self, fields: Sequence[tuple[int, ...]]) -> None:
-        self.memory = array("q", [len(fields), *chain.from_iterable(fields)])
-        self.address = self.memory.buffer_info()[0]
-        shares = sum(min(task[_ROWS], -(-task[_SIZE] // _SHARE)) for task in fields)
-        self.threads = min(torch.get_num_threads(), shares)
-
-    def run(self, function: _Compiled) -> None:
-        """On torch's threads, as many as there is work for."""
-        if self.threads > 1 and (parallel := _openmp()):
-            parallel(function.address, self.address, self.threads, 0)
-        else:
-            function.call(self.address)
-
-    def finish(self) -> None:
-        """Rows' sums become gradients."""
-        _totals_task.call(self.address)
+_forward_task, _backward_task = _Compiled(_forward_rows), _Compiled(_backward_rows)
 
 
 @cache
