@@ -138,6 +138,16 @@ def test_the_splits_of_digits_are_disjoint():
     assert len(set().union(*rows)) == 1797
 
 
+def test_no_split_of_digits_reaches_another_s_memory():
+    data = load_dataset(DIGITS, None)
+    splits = (data.train, data.validation, data.test)
+    storages = [{t.untyped_storage().data_ptr() for t in (split.images, split.labels)} for split in splits]
+    assert len(set.union(*storages)) == 2 * len(splits)
+    for split in splits:
+        assert split.images.untyped_storage().nbytes() == split.images.numel() * 4
+        assert split.labels.untyped_storage().nbytes() == split.labels.numel() * 8
+
+
 def test_digits_are_normalized_over_train_and_have_every_class():
     data = load_dataset(DIGITS, None)
     images, labels = data.train.load(np.arange(960), None)

@@ -1,7 +1,7 @@
 """How long a suite takes, how much of the machine does trial work, and how fast the command line answers.
 
-`python -m benchmarks.perf.suite [--suite quick] [--engine ray] [--json]`, in the installed environment. Runs the suite
-into a temporary folder; memory is the proportional set size of the runner and everything it starts, sampled.
+`python -m benchmarks.perf.suite [--suite quick] [--engine ray] [--json]`, in the installed environment; further options,
+such as --seeds, are the runner's. Runs the suite into a temporary folder; memory is the proportional set size of the runner and everything it starts, sampled.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def main() -> None:
     parser.add_argument("--suite", default="quick")
     parser.add_argument("--engine", default="ray")
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    options, further = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
-        run = ["--suite", options.suite, "--engine", options.engine, "--out", folder]
+        run = ["--suite", options.suite, "--engine", options.engine, "--out", folder, *further]
         figures = measure_suite(run, Path(folder) / options.suite / "records")
         figures["finished suite again, seconds"] = repeated(run)
     for command in (["--help"], ["list"], ["plan", "--suite", options.suite]):
