@@ -1,7 +1,8 @@
 """How long a suite takes, how much of the machine does trial work, and how fast the command line answers.
 
-`python -m benchmarks.perf.suite [--suite quick] [--engine ray] [--json]`, in the installed environment; further options,
-such as --seeds, are the runner's. Runs the suite into a temporary folder; memory is the proportional set size of the runner and everything it starts, sampled.
+`python -m benchmarks.perf.suite [--suite quick] [--engine ray] [--json]`, in the installed environment; further
+options, such as --seeds, are the runner's. Runs the suite into a temporary folder; memory is the proportional set size
+of the runner and everything it starts, sampled.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
 
 from methods.quantization.paths import kernels_for
 
@@ -46,18 +48,17 @@ class _Masked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, t: Tensor, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        masked: Tensor = torch.ops.aten.hardtanh_backward(t, x, 0.0, 6.0)
-        return masked
+        return _masked(t, x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        masked: Tensor = _Masked.apply(g, x)
-        return masked, None
+        return _masked(g, x), None
 
 
-class _ReLU6(torch.autograd.Function):
-    """relu6 with forward and second derivatives that are one pass each."""
+class _MovingReLU6(torch.autograd.Function):
+    """relu6 whose forward derivative, and the gradient of that, are one pass each."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -66,13 +67,10 @@ class _ReLU6(torch.autograd.Function):
         return F.relu6(x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        if not torch.is_grad_enabled():
-            grad: Tensor = torch.ops.aten.hardtanh_backward(g, x, 0.0, 6.0)
-            return grad
-        masked: Tensor = _Masked.apply(g, x)
-        return masked
+        return _masked(g, x)
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> Tensor:
@@ -81,13 +79,23 @@ class _ReLU6(torch.autograd.Function):
         return masked
 
 
+def _masked(t: Tensor, x: Tensor) -> Tensor:
+    masked: Tensor = torch.ops.aten.hardtanh_backward(t, x, 0.0, 6.0)
+    return masked
+
+
+def _moves(x: Tensor) -> bool:
+    """Whether a forward derivative is being taken through `x`."""
+    return not torch.compiler.is_compiling() and forward_ad.unpack_dual(x).tangent is not None
+
+
 def activate(x: Tensor, name: ActivationName) -> Tensor:
     """The activation `name` of `x`, twice differentiable almost everywhere; `none` gives `x`."""
     if name == "relu":
         return F.relu(x)
     out: Tensor = x
     if name == "relu6":
-        out = _ReLU6.apply(x)
+        out = _MovingReLU6.apply(x) if _moves(x) else F.relu6(x)
     elif name == "hardswish":
         out = _HardSwish.apply(x)
     return out

@@ -86,7 +86,7 @@ class Launch:
     """
 
     def __init__(self, operands: Sequence[Operand]) -> None:
-        self.kept = [operand.found for operand in operands]
+        self.found = [operand.found for operand in operands]  # `memory` has their addresses
         fields = [_fields(operand) for operand in operands]
         self.memory = array("q", [len(fields), *chain.from_iterable(fields)])
         self.address = self.memory.buffer_info()[0]
@@ -109,7 +109,8 @@ class Launch:
         gs: the outputs' gradients; None for an output that has none. A weight's is split over the channels, and 0
         where there is one branch.
         """
-        memory, found, gs_alive = self.memory, list[tuple[Tensor, Tensor] | None](), []
+        memory, found = self.memory, list[tuple[Tensor, Tensor] | None]()
+        kept = list[Tensor]()  # until the kernels have read them
         for first, x, step, g in zip(self._firsts(), xs, steps, gs, strict=True):
             memory[first + _COUNTER] = memory[first + _DONE] = 0
             if g is None:
@@ -125,7 +126,7 @@ class Launch:
             memory[first + _G], memory[first + _OUT] = g.data_ptr(), grad.data_ptr()
             memory[first + _SUMS], memory[first + _TOTALS] = address, address + 12 * sums
             found.append((grad, room[3 * sums :]))
-            gs_alive.append(g)
+            kept.append(g)
         self._run(_backward_task)
         return found
 
