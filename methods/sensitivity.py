@@ -94,8 +94,7 @@ def _product(
 ) -> tuple[dict[str, float], dict[str, float], dict[str, Tensor]]:
     """`hessian_samples` from one probe for all: the loss's slope along v, forward, then that slope's gradient, Hv.
 
-    The reverse order, the gradient's gradient, costs four times as much: depthwise convolutions have no fast second
-    derivative.
+    The reverse order, the gradient's gradient, takes torch several times as long for the same products.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     directions = {name: _rademacher(weight, probe) for name, weight in weights.items()}

@@ -551,6 +551,20 @@ def test_the_step_of_an_image_learns_the_same_without_the_image_s_gradient(kind:
     assert gradients[0]["input_quantizer.steps.4"].abs().item() > 0.01
 
 
+def test_a_step_behind_frozen_layers_learns_from_what_its_activation_gives() -> None:
+    layer, x = conv_behind("shifted"), 4 * randn((2, 2, 6, 6), 0)
+    activation = HardSwish()
+    activation.readers, layer.input_quantizer.source = (layer.input_quantizer,), (activation,)
+    step, found = layer.input_quantizer.step_of(4), []
+    for image in (x, x.clone().requires_grad_()):
+        step.grad = None
+        layer(activation(image)).square().sum().backward()
+        assert activation.owed == "hardswish", "or this test shows nothing"
+        assert step.grad is not None
+        found.append(step.grad)
+    assert torch.allclose(*found, rtol=1e-4)
+
+
 @given(seeds(), st.sampled_from([2, 3, 4, 8]), st.sampled_from([2, 3, 4, 8]))
 def test_a_linear_layer_multiplies_quantized_input_by_quantized_weight(seed: int, weight: int, activation: int) -> None:
     layer, x = QuantLinear(5, 4), randn((3, 5), seed)

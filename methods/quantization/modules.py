@@ -77,10 +77,12 @@ class QuantConv2d(_QuantLayer, nn.Conv2d):
         return out
 
     def _reads_images(self, x: Tensor) -> bool:
-        """Whether nothing but one learned step, at one width, is behind its input."""
+        """Whether nothing but one learned step, at one width, is behind its input, and no activation is owed."""
         quantizer = self.input_quantizer
-        learns = torch.is_grad_enabled() and not x.requires_grad and not torch.compiler.is_compiling()
-        return learns and quantizer.bits is not None and isinstance(quantizer, StepQuantizer) and not self.recentres
+        if x.requires_grad or not torch.is_grad_enabled() or torch.compiler.is_compiling() or self.recentres:
+            return False
+        owes = any(activation.owed != "none" for activation in quantizer.source)
+        return isinstance(quantizer, StepQuantizer) and _is_plain(quantizer) and not owes
 
 
 class _StepGradient(torch.autograd.Function):
