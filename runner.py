@@ -7,27 +7,26 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 from rich.console import Console
 
-from benchmarks.data.folders import DataError, find_folder, fit_classes
-from benchmarks.engines import Engine, EngineError, Job, Outcome, jobs_of, run_jobs
+from benchmarks.data.folders import DataError
+from benchmarks.engines import Engine, EngineError, Job, Outcome, run_jobs
 from benchmarks.messages import SuiteError, unknown
 from benchmarks.record import Record, RecordError
 from benchmarks.rows import MethodEntry, options_of
+from benchmarks.session import Session, assignment, check_writable, open_session
 from benchmarks.spec import ProceduralSpec
-from benchmarks.suite import Plan, Suite, Trial, load_suite, plan, select, suite_names
-from benchmarks.workspace import Workspace
+from benchmarks.suite import Suite, load_suite, suite_names
 from methods import UnknownMethodError, known_methods, load_method
 
 if TYPE_CHECKING:
+    from benchmarks.estimate import Compiling
     from benchmarks.progress import View
     from benchmarks.tracking import Tracker
     from benchmarks.training import Progress
@@ -54,80 +53,6 @@ RetryOption = Annotated[str | None, typer.Option("--retry", help="`failed`: run 
 DEFAULT_OUT = Path("runs")
 
 
-@dataclass
-class Session:
-    """What most commands need: the suite, its plan and where its files are."""
-
-    suite: Suite
-    plan: Plan
-    workspace: Workspace
-
-    @property
-    def jobs(self) -> list[Job]:
-        return jobs_of(self.plan)
-
-    @property
-    def trials(self) -> dict[str, Trial]:
-        return {trial.id: trial for trial in self.plan.trials}
-
-    def missing(self) -> list[Trial]:
-        return [trial for trial in self.plan.trials if self.workspace.records.get(trial.id) is None]
-
-
-def _session(
-    suite: str,
-    out: Path,
-    data: Path | None,
-    methods: str = "",
-    models: str = "",
-    seeds: str = "",
-    overrides: Sequence[str] = (),
-    *,
-    needs_data: bool = True,
-    **workspace: Any,
-) -> Session:
-    """Load, cut down and plan a suite. Raises SuiteError and DataError."""
-    chosen = load_suite(suite, dict(_assignment(text) for text in overrides))
-    chosen = select(chosen, methods=_names(methods), models=_names(models), seeds=_seeds(seeds))
-    folder = find_folder(chosen.data.dataset, data) if needs_data or data else None
-    chosen = chosen.model_copy(update={"data": fit_classes(chosen.data, folder)})
-    settings = {"threads": chosen.resources.threads, "compile": chosen.resources.compile, **workspace}
-    place = Workspace(out, chosen.suite, folder and folder.resolve(), **settings)
-    return Session(chosen, plan(chosen), place)
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise SuiteError(f"--set {text!r}: write key=value, such as recipe.batch_size=32")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise SuiteError(f"--set {text!r}: {error}") from None
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(name) for name in _names(text)]
-    except ValueError:
-        raise SuiteError(f"--seeds {text!r}: write whole numbers separated by commas, such as 0,1,2") from None
-
-
-def _check_writable(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=out) as file:
-            file.write(b"\0" * 4096)
-    except OSError as error:
-        raise SuiteError(
-            f"cannot write to the output folder {out}: {error.strerror}; choose another with --out"
-        ) from None
-
-
 @app.command()
 def run(
     suite: SuiteOption = "quick",
@@ -147,25 +72,16 @@ def run(
         raise SuiteError(unknown("engine", engine, ["ray", "local"]))
     if retry not in (None, "failed"):
         raise SuiteError(unknown("value of --retry", str(retry), ["failed"]))
-    session = _session(suite, out, data, methods, models, seeds, overrides, engine=engine)
-    _check_writable(out)
+    session = open_session(suite, out, data, methods, models, seeds, overrides, engine=engine)
+    check_writable(out)
     for warning in session.plan.warnings:
         errors.print(f"warning: {warning}", markup=False)
     if retry:
-        _forget_failures(session)
+        session.forget_failures()
     lost: dict[str, str] = {}
     if session.missing():
         lost = _run(session, _engine(engine, address, session.suite), tracking_uri)
     _finish(session, lost)
-
-
-def _forget_failures(session: Session) -> None:
-    """Move failed records aside, so that their trials run again."""
-    for trial in session.plan.trials:
-        record = session.workspace.records.get(trial.id)
-        if record is not None and record.status == "failed":
-            path = session.workspace.records.path(trial.id)
-            path.rename(path.with_suffix(".failed"))
 
 
 def _engine(name: str, address: str | None, suite: Suite) -> Engine:
@@ -322,9 +238,10 @@ def show_plan(
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
     ids: Annotated[bool, typer.Option("--ids", help="Print the ids of missing trials, one a line.")] = False,
     as_json: JsonOption = False,
+    measure: Annotated[bool, typer.Option("--measure", help="Time a step of each kind here: hours, disk.")] = False,
 ) -> None:
     """Show a suite's trials, ceilings in BOPs, and what is done, without running anything."""
-    session = _session(suite, out, data, methods, models, seeds, overrides, needs_data=False)
+    session = open_session(suite, out, data, methods, models, seeds, overrides, needs_data=measure)
     records = session.workspace.records
     if ids:
         for trial in session.missing():
@@ -347,7 +264,44 @@ def show_plan(
         f"{len(rows)} trials of {session.suite.compute.epochs:g} recipe epochs ({epochs:g} in all) from "
         f"{len(session.plan.starts)} float starts; {len(session.missing())} to run"
     )
+    if measure:
+        _show_estimate(session)
     console.print(f"next: python runner.py --suite {suite}", markup=False)
+
+
+def _show_estimate(session: Session) -> None:
+    """Hours and disk that the missing trials take here, and whether compiling would pay."""
+    from benchmarks.estimate import compiling, estimate
+
+    _draw_images(session)
+    place = session.placed()
+    found = estimate(session.plan, session.missing(), place)
+    cells: list[Sequence[str]] = [
+        ("network", "method", "to run", "seconds each", "searching", "fine-tuning", "evaluation")
+    ]
+    for row in found.rows:
+        parts = (row.time.total, row.time.search, row.time.finetune, row.time.evaluation)
+        cells.append((row.trial.model, row.trial.row, str(row.count), *(f"{seconds:.1f}" for seconds in parts)))
+    _print_columns(cells)
+    unit = "GPU" if place.gpu else "core"
+    threads = session.suite.resources.cpus if not place.gpu else 1
+    console.print(
+        f"timed here, one trial at a time: {found.seconds * threads / 3600:.2f} {unit}-hours, of which float starts "
+        f"{found.starts_seconds * threads / 3600:.2f}; {found.seconds / found.slots / 60:.0f} minutes with "
+        f"{found.slots} trials at a time; about {found.kept_bytes / 2**20:.0f} MiB of disk"
+    )
+    if not session.suite.resources.compile and found.rows:
+        console.print(_advice(compiling(max(found.rows, key=lambda row: row.time.finetune), place)))
+
+
+def _advice(outcome: Compiling | str) -> str:
+    if isinstance(outcome, str):
+        return f"resources.compile: no; {outcome}"
+    verdict = "yes, --set resources.compile=true" if outcome.saved > 0 else "no"
+    return (
+        f"resources.compile: {verdict}; of {outcome.eager:.0f} s of fine-tuning in the longest trial "
+        f"{outcome.compiled:.0f} would be left, after {outcome.wait:.0f} s of compiling"
+    )
 
 
 def _print_columns(rows: Sequence[Sequence[str]]) -> None:
@@ -368,8 +322,8 @@ def report(
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
 ) -> None:
     """Build a suite's report from its records."""
-    session = _session(suite, out, data, methods, models, seeds, overrides, needs_data=False)
-    _check_writable(out)
+    session = open_session(suite, out, data, methods, models, seeds, overrides, needs_data=False)
+    check_writable(out)
     _report(session, always=True)
     _say_where(session)
 
@@ -386,9 +340,9 @@ def trial(
     from benchmarks.engines.local import LocalEngine
     from benchmarks.progress import View
 
-    session = _session(suite, out, data, overrides=overrides)
-    chosen = _find(trial_id, session)
-    _check_writable(out)
+    session = open_session(suite, out, data, overrides=overrides)
+    chosen = session.find(trial_id)
+    check_writable(out)
     job = next(job for job in session.jobs if job.key == chosen.id)
     with View(console, [job], {job.key: 1.0}, session.workspace.records) as view:
         lost = run_jobs(LocalEngine(session.suite.resources), [job], session.workspace, view)
@@ -402,15 +356,6 @@ def trial(
         raise typer.Exit(FAILED)
 
 
-def _find(trial_id: str, session: Session) -> Trial:
-    """The trial whose id begins so."""
-    matches = [trial for trial in session.plan.trials if trial.id.startswith(trial_id)]
-    if len(matches) != 1:
-        what = "no trial" if not matches else f"{len(matches)} trials"
-        raise SuiteError(f"{what} of {session.suite.suite} with an id that begins with {trial_id!r}; `plan` lists them")
-    return matches[0]
-
-
 @app.command()
 def evaluate(
     trial_id: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial's id, or its beginning.")],
@@ -420,8 +365,8 @@ def evaluate(
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
 ) -> None:
     """Score a trial's kept network on the test images again, and set it against its record."""
-    session = _session(suite, out, data, overrides=overrides)
-    chosen = _find(trial_id, session)
+    session = open_session(suite, out, data, overrides=overrides)
+    chosen = session.find(trial_id)
     record = session.workspace.records.get(chosen.id)
     if record is None or record.status != "ok":
         raise SuiteError(f"trial {chosen.id} ({chosen.label}) has no finished network; run the suite first")
@@ -450,7 +395,7 @@ def mlflow_sync(
     tracking_uri: TrackingOption = None,
 ) -> None:
     """Rebuild the MLflow view of a suite from its records."""
-    session = _session(suite, out, data, overrides=overrides, needs_data=False)
+    session = open_session(suite, out, data, overrides=overrides, needs_data=False)
     tracker = _tracker(session, tracking_uri)
     synced: list[Record] = []
     for trial in session.plan.trials:
@@ -472,7 +417,7 @@ def doctor(
     """Say what will not work here, and how to mend it."""
     from benchmarks.doctor import examine
 
-    findings = examine(load_suite(suite, dict(_assignment(text) for text in overrides)), data, out)
+    findings = examine(load_suite(suite, dict(assignment(text) for text in overrides)), data, out)
     for finding in findings:
         console.print(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.what}", markup=False)
     if not all(finding.ok for finding in findings):
@@ -491,7 +436,7 @@ def check(
     """Have a method, registered or a plug-in, sit the exam that all methods sit."""
     from benchmarks.exam import examine
 
-    chosen = dict(_assignment(text) for text in options)
+    chosen = dict(assignment(text) for text in options)
     try:
         options_of(MethodEntry(name=method, options=chosen))
     except ValueError as error:

@@ -11,7 +11,7 @@ from benchmarks.evaluation import Score, evaluate
 from benchmarks.ledgers import ledger_for
 from benchmarks.models import build_model
 from benchmarks.record import Record
-from benchmarks.trial import quantizer_options
+from benchmarks.setting import quantizer_options
 from benchmarks.workspace import Workspace
 from methods.quantization.convert import convert
 from methods.quantization.cost import PINNED_BITS, with_pins

@@ -23,32 +23,27 @@ from torch import nn
 from benchmarks.audit import audit_codes
 from benchmarks.checkpoint import CheckpointError, Saver, load_checkpoint, network_digest, save_checkpoint, save_network
 from benchmarks.compute import Account, ForwardMeter
-from benchmarks.data import Dataset, load_dataset
+from benchmarks.data import load_dataset
 from benchmarks.data.folders import DataError
 from benchmarks.data.stream import stream_seed
 from benchmarks.environment import configure_torch, describe, require_compiler
 from benchmarks.evaluation import Score, evaluate, recalibrate_bn
-from benchmarks.ledgers import ledger_for
 from benchmarks.messages import SuiteError
-from benchmarks.models import build_model
 from benchmarks.pretraining import Start, float_start, teacher_network
 from benchmarks.record import Record, Status
 from benchmarks.result import cost_of, layer_rows
+from benchmarks.setting import Setting
 from benchmarks.spec import TrialSpec, canonical_json
 from benchmarks.suite import candidates_of
 from benchmarks.training import Loop, Problem, Progress, WeightTraining
 from benchmarks.workspace import Workspace
 from methods import load_method
 from methods.contract import InapplicableError, Method, Searched
-from methods.quantization.convert import QuantizerOptions, convert
-from methods.quantization.cost import Ledger, bops, uniform_bits, with_pins
+from methods.quantization.cost import Ledger, bops, with_pins
 from methods.quantization.modules import (
-    initialise_activation_steps,
-    initialise_weight_steps,
     project_steps,
-    quantization_off,
 )
-from methods.quantization.policy import Candidates, LayerBits, Policy, PolicyError
+from methods.quantization.policy import LayerBits, Policy, PolicyError
 
 KEPT_PARAMETERS = 3_000_000
 """Networks up to this size are kept beside their record."""
@@ -67,19 +62,23 @@ class CeilingExceededError(Exception):
 class _Trial:
     """What the steps of one trial share."""
 
-    spec: TrialSpec
+    setting: Setting
     workspace: Workspace
-    data: Dataset
     start: Start
-    teacher: nn.Module | None
-    ledger: Ledger
-    device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
     restarts: int = 0
     account: Account | None = None
     searched: Searched | None = None
     stopped: bool = False
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> TrialSpec:
+        return self.setting.spec
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.setting.ledger
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -110,7 +109,7 @@ def run(spec: TrialSpec, workspace: Workspace) -> Generator[Progress, None, Reco
     if spec.teacher is not None:
         taught = yield from float_start(spec.teacher, workspace, data)
         teacher = teacher_network(taught, spec.teacher, device)
-    trial = _Trial(spec, workspace, data, start, teacher, ledger_for(spec.model, spec.data), device)
+    trial = _Trial(Setting(spec, data, start.state, device, teacher), workspace, start)
     failure: str | None = None
     try:
         yield from _search(trial)
@@ -141,68 +140,11 @@ def run(spec: TrialSpec, workspace: Workspace) -> Generator[Progress, None, Reco
     return record
 
 
-def _problem(trial: _Trial, candidates: Candidates, seed: int) -> Problem:
-    """A fresh quantizable network from the float start, steps initialised, and the harness around it."""
-    spec = trial.spec
-    with torch.random.fork_rng(devices=[]):
-        model = build_model(spec.model, spec.data).to(trial.device)
-    model.load_state_dict(trial.start.state)
-    convert(model, trial.ledger, candidates, quantizer_options(spec))
-    model.to(trial.device)
-    problem = Problem(
-        model=model,
-        ledger=trial.ledger,
-        candidates=candidates,
-        ceiling=spec.ceiling_bops or 0,
-        draw=spec.draw,
-        recipe=spec.recipe,
-        seed=seed,
-        train=trial.data.train,
-        device=trial.device,
-        account=trial.account or Account(0, 0, 0.0),
-        teacher=trial.teacher,
-    )
-    initialise_weight_steps(model)
-    torch.manual_seed(stream_seed(spec.seed, "calibration/dropout"))
-    first = problem.batches(WeightTraining.PHASE, "finetune").next()
-    initialise_activation_steps(model, [micro.images for micro in first])
-    return problem
-
-
-def quantizer_options(spec: TrialSpec) -> QuantizerOptions:
-    quantizer = spec.quantizer
-    return QuantizerOptions(
-        gradient_scale=quantizer.gradient_scale,
-        narrow=quantizer.signed == "narrow",
-        pad_with_zero=quantizer.padding == "zero",
-        parameterisation=quantizer.parameterisation,
-        sigmoid=quantizer.sigmoid,
-        integer_offset=quantizer.offset == "integer",
-    )
-
-
-def _open_account(trial: _Trial, problem: Problem) -> Account:
-    """E recipe epochs at the measured price of one fine-tuning step of the quantized network."""
-    spec = trial.spec
-    lowest = uniform_bits(trial.ledger, spec.space.weights[0], spec.space.activations[0])
-    problem.trainee = WeightTraining(problem, with_pins(trial.ledger, lowest), total=1)
-    per_image = problem.price_per_image(WeightTraining.PHASE)
-    quantization_off(problem.model)
-    epoch_images = _epoch_steps(trial) * spec.recipe.batch_size
-    return Account(
-        round(spec.compute.epochs * epoch_images) * per_image, epoch_images * per_image, spec.compute.search_share
-    )
-
-
-def _epoch_steps(trial: _Trial) -> int:
-    return len(trial.data.train) // trial.spec.recipe.batch_size
-
-
 def _search(trial: _Trial) -> Iterator[Progress]:
     """Have the method choose; afterwards `trial.searched` and `trial.account` say what came of it."""
     spec, path = trial.spec, trial.workspace.checkpoint(trial.spec.id)
-    problem = _problem(trial, candidates_of(spec.space, trial.ledger), trial.search_seed)
-    trial.account = problem.account = _open_account(trial, problem)
+    problem = trial.setting.problem(candidates_of(spec.space, trial.ledger), trial.search_seed)
+    trial.account = problem.account = trial.setting.account(problem)
     saved = load_checkpoint(path, spec.id)
     if saved:
         trial.restarts = saved["restarts"] + 1
@@ -269,7 +211,7 @@ def _finetune(trial: _Trial) -> Generator[Progress, None, nn.Module]:
     training = WeightTraining(problem, _all_bits(trial), total=0)
     problem.trainee = training
     price = problem.price(WeightTraining.PHASE)
-    granted = round(spec.compute.epochs * _epoch_steps(trial))
+    granted = round(spec.compute.epochs * trial.setting.epoch_steps)
     spent_searching = sum(e.macs for name, e in trial.account.phases.items() if name.startswith("search/"))
     training.total = min(granted, (trial.account.granted_macs - spent_searching) // price)
     torch.manual_seed(stream_seed(spec.seed, "finetune/dropout"))
@@ -300,7 +242,7 @@ def _finetuning_problem(trial: _Trial, searched: Searched) -> Problem:
     else:
         candidates = {name: [bits] for name, bits in searched.policy.items()}
     # Fine-tuning's own stream is that of the seed alone, so that all methods and draws are paired.
-    problem = _problem(trial, candidates, trial.spec.seed)
+    problem = trial.setting.problem(candidates, trial.spec.seed, trial.account)
     if searched.state is not None:
         own = problem.model.state_dict()
         problem.model.load_state_dict({**own, **{k: v for k, v in searched.state.items() if k in own}})
@@ -334,12 +276,13 @@ def _examine(trial: _Trial, model: nn.Module) -> dict[str, Any]:
     """The harness, not the method, counts cost, audits codes, recalibrates batch norm and scores; test once."""
     assert trial.account is not None
     assert trial.searched is not None
+    data, device = trial.setting.data, trial.setting.device
     with trial.timed("evaluation"):
         forward = sum(layer.macs for layer in trial.ledger)
-        trial.account.show("recalibration", recalibrate_bn(model, trial.data.train, trial.device), forward)
+        trial.account.show("recalibration", recalibrate_bn(model, data.train, device), forward)
         audit = _audit(trial, model)
-        validation = evaluate(model, trial.data.validation, trial.device)
-        test = evaluate(model, trial.data.test, trial.device)
+        validation = evaluate(model, data.validation, device)
+        test = evaluate(model, data.test, device)
         trial.account.show("evaluation", validation.images + test.images, forward)
     state = model.state_dict()
     if sum(parameter.numel() for parameter in model.parameters()) <= KEPT_PARAMETERS:
@@ -363,8 +306,8 @@ def _audit(trial: _Trial, model: nn.Module) -> list[dict[str, Any]]:
     assert trial.searched is not None
     if trial.searched.policy is None:
         return []
-    count = min(_AUDITED_IMAGES, len(trial.data.validation))
-    images = trial.data.validation.load(np.arange(count), None)[0].to(trial.device)
+    count = min(_AUDITED_IMAGES, len(trial.setting.data.validation))
+    images = trial.setting.data.validation.load(np.arange(count), None)[0].to(trial.setting.device)
     narrow = trial.spec.quantizer.signed == "narrow"
     return audit_codes(model, trial.ledger, trial.searched.policy, images, narrow=narrow)
 

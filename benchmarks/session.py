@@ -1,0 +1,121 @@
+"""What a command works on: a suite, cut down as asked, its plan, and where its files are."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.data.folders import find_folder, fit_classes
+from benchmarks.engines import Job, jobs_of
+from benchmarks.messages import SuiteError
+from benchmarks.suite import Plan, Suite, Trial, load_suite, plan, select
+from benchmarks.workspace import Workspace
+
+
+@dataclass
+class Session:
+    """What most commands need: the suite, its plan and where its files are."""
+
+    suite: Suite
+    plan: Plan
+    workspace: Workspace
+
+    @property
+    def jobs(self) -> list[Job]:
+        return jobs_of(self.plan)
+
+    @property
+    def trials(self) -> dict[str, Trial]:
+        return {trial.id: trial for trial in self.plan.trials}
+
+    def missing(self) -> list[Trial]:
+        return [trial for trial in self.plan.trials if self.workspace.records.get(trial.id) is None]
+
+    def placed(self) -> Workspace:
+        """The workspace on a GPU if the suite asks for one and there is one."""
+        import torch
+
+        return replace(self.workspace, gpu=self.suite.resources.gpus > 0 and torch.cuda.is_available())
+
+    def find(self, beginning: str) -> Trial:
+        """The trial whose id begins so. Raises SuiteError unless there is exactly one."""
+        matches = [trial for trial in self.plan.trials if trial.id.startswith(beginning)]
+        if len(matches) != 1:
+            what = "no trial" if not matches else f"{len(matches)} trials"
+            name = self.suite.suite
+            raise SuiteError(f"{what} of {name} with an id that begins with {beginning!r}; `plan` lists them")
+        return matches[0]
+
+    def forget_failures(self) -> None:
+        """Move failed records aside, so that their trials run again."""
+        records = self.workspace.records
+        for trial in self.plan.trials:
+            record = records.get(trial.id)
+            if record is not None and record.status == "failed":
+                path = records.path(trial.id)
+                path.rename(path.with_suffix(".failed"))
+
+
+def open_session(
+    suite: str,
+    out: Path,
+    data: Path | None,
+    methods: str = "",
+    models: str = "",
+    seeds: str = "",
+    overrides: Sequence[str] = (),
+    *,
+    needs_data: bool = True,
+    **workspace: Any,
+) -> Session:
+    """Load, cut down and plan a suite. Raises SuiteError and DataError."""
+    chosen = load_suite(suite, dict(assignment(text) for text in overrides))
+    chosen = select(chosen, methods=_names(methods), models=_names(models), seeds=_seeds(seeds))
+    folder = find_folder(chosen.data.dataset, data) if needs_data or data else None
+    chosen = chosen.model_copy(update={"data": fit_classes(chosen.data, folder)})
+    settings = {"threads": chosen.resources.threads, "compile": chosen.resources.compile, **workspace}
+    place = Workspace(out, chosen.suite, folder and folder.resolve(), **settings)
+    return Session(chosen, plan(chosen), place)
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """`key=value`, as --set has it. Raises SuiteError.
+
+    >>> assignment("recipe.batch_size=32")
+    ('recipe.batch_size', 32)
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise SuiteError(f"--set {text!r}: write key=value, such as recipe.batch_size=32")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise SuiteError(f"--set {text!r}: {error}") from None
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(name) for name in _names(text)]
+    except ValueError:
+        raise SuiteError(f"--seeds {text!r}: write whole numbers separated by commas, such as 0,1,2") from None
+
+
+def check_writable(out: Path) -> None:
+    """Raises SuiteError for an output folder that cannot be written to."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=out) as file:
+            file.write(b"\0" * 4096)
+    except OSError as error:
+        raise SuiteError(
+            f"cannot write to the output folder {out}: {error.strerror}; choose another with --out"
+        ) from None
