@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 import runner
+from benchmarks import session
 from benchmarks.data.folders import DATA_VARIABLE
 from benchmarks.record import read_record, write_text_atomic
 from benchmarks.suite import load_suite, plan
@@ -210,7 +211,7 @@ def test_an_unwritable_output_folder_is_refused_before_anything_runs(tmp_path, m
     def full(**_arguments: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(runner.tempfile, "NamedTemporaryFile", full)
+    monkeypatch.setattr(session.tempfile, "NamedTemporaryFile", full)
     refused(cli("--suite", "smoke", "--out", tmp_path), str(tmp_path), "Read-only file system", "--out")
 
 
