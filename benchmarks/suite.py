@@ -83,7 +83,11 @@ _UNIFORM = re.compile(r"uniform:w(\d)a(\d)")
 
 
 class Suite(Config):
-    """A comparison: methods x models x ceilings x seeds (x draws) under one recipe, space and compute grant."""
+    """A comparison: methods x models x ceilings x seeds (x draws) under one recipe, space and compute grant.
+
+    pairs: rows that the report sets against each other over all networks and ceilings, first minus second; without
+    any, every row against uniform LSQ and every search against random policies.
+    """
 
     suite: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     description: str = ""
@@ -95,6 +99,7 @@ class Suite(Config):
     space: Space
     ceilings: tuple[Ceiling, ...] = Field(min_length=1)
     methods: tuple[MethodEntry, ...] = Field(min_length=1)
+    pairs: tuple[tuple[str, str], ...] = ()
     seeds: tuple[int, ...] = Field(min_length=1)
     quantizer: QuantizerSpec = QuantizerSpec()
     recipe: Recipe
@@ -128,6 +133,10 @@ class Suite(Config):
         ):
             if len(set(values)) != len(values):
                 raise ValueError(f"{what} must differ, got {values}")
+        rows = [entry.row for entry in self.methods]
+        for name in (name for pair in self.pairs for name in pair):
+            if name not in rows:
+                raise ValueError(f"pairs: {unknown('row', name, rows)}")
         for entry in self.methods:
             settled(entry, self.quantizer, self.recipe)
         same = [(entry.name, canonical_json([options_of(entry), entry.settings])) for entry in self.methods]

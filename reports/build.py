@@ -12,6 +12,7 @@ import yaml
 from benchmarks.record import write_atomic
 from benchmarks.suite import Plan
 from reports import document, page, tables
+from reports.across import row_scores
 from reports.comparison import Comparison, RecordSource, gather
 from reports.ledgers import cell_rows, trial_rows
 from reports.summary import Summary, summarise
@@ -33,8 +34,8 @@ def build_report(plan: Plan, records: RecordSource, out: Path) -> Report:
     """Write the report of a plan into `out`, each file whole or not at all; missing trials are shown as missing.
 
     Files: suite.yaml (the suite as resolved), table.csv (a row per trial), summary.csv (a row per cell), table.tex,
-    pareto.pdf, pareto.png, bits.png, report.md, index.html. The same plan and records give the same bytes. Raises
-    ComparisonError where records of several protocols or data sets would stand in one table.
+    pareto.pdf and .png, profile.pdf and .png, bits.png, report.md, index.html. The same plan and records give
+    the same bytes. Raises ComparisonError where records of several protocols or data sets would stand in one table.
     """
     comparison = gather(plan, records)
     paths = []
@@ -54,17 +55,25 @@ def _files(comparison: Comparison, summaries: tuple[Summary, ...]) -> Iterator[t
     pictures, caption = _pictures(comparison, summaries)
     yield from pictures.items()
     yield "report.md", document.write(comparison, summaries, caption).encode()
-    yield "index.html", page.render(comparison, summaries, pictures["pareto.png"], caption).encode()
+    yield "index.html", page.render(comparison, summaries, pictures, caption).encode()
 
 
 def _pictures(comparison: Comparison, summaries: tuple[Summary, ...]) -> tuple[dict[str, bytes], str]:
     """The figures by file name, and the Pareto figure's caption. Matplotlib is imported here, when it is needed."""
     from reports.bits_figure import bits_figure
     from reports.figures import caption_parts, pareto_figure, save
+    from reports.profile_figure import profile_figure
 
-    pareto, bits = pareto_figure(comparison, summaries), bits_figure(comparison)
+    pareto, profiles = pareto_figure(comparison, summaries), profile_figure(comparison, row_scores(comparison))
+    figures = (
+        ("pareto.pdf", pareto, 180),
+        ("pareto.png", pareto, 180),
+        ("profile.pdf", profiles, 180),
+        ("profile.png", profiles, 180),
+        ("bits.png", bits_figure(comparison), 110),
+    )
     pictures = {}
-    for name, figure, dpi in (("pareto.pdf", pareto, 180), ("pareto.png", pareto, 180), ("bits.png", bits, 110)):
+    for name, figure, dpi in figures:
         file = io.BytesIO()
         save(figure, file, name.rpartition(".")[2], dpi)
         pictures[name] = file.getvalue()

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from reports.across import READING as ACROSS_READING
+from reports.across import across_tables
+from reports.agreement import READING as AGREEMENT_READING
+from reports.agreement import agreement_table
 from reports.comparison import Comparison
 from reports.page import CONVENTION_WORDS, STAYS_FLOAT, absent, account_table, audit_line, bops_table, standing
 from reports.provenance import commits_of, environments
@@ -17,9 +21,11 @@ def write(comparison: Comparison, summaries: Sequence[Summary], caption: str) ->
         [
             *_head(comparison, summaries),
             *_results(comparison, summaries, caption),
+            *_across(comparison),
             *_absent(comparison),
             *_list("Warnings", comparison.warnings),
             "## Bits per layer\n\n![Bits per layer](bits.png)\n",
+            *_agreement(comparison),
             escape_markdown(audit_line(comparison)) + "\n",
             "## Compute account\n",
             _filled(account_table(comparison), "No trial has left an account yet."),
@@ -49,6 +55,20 @@ def _results(comparison: Comparison, summaries: Sequence[Summary], caption: str)
     for model, table in summary_tables(comparison, summaries).items():
         lines += [f"### {escape_markdown(model)}\n", markdown(table)]
     return [*lines, f"{READING}\n"]
+
+
+def _across(comparison: Comparison) -> list[str]:
+    lines = []
+    for title, table in across_tables(comparison).items():
+        lines += [f"### {title}\n", markdown(table)]
+    picture = "![Share of runs against points lost to the float control](profile.png)\n"
+    return ["## Over all networks and ceilings\n", *lines, f"{ACROSS_READING}\n", picture] if lines else []
+
+
+def _agreement(comparison: Comparison) -> list[str]:
+    table = agreement_table(comparison)
+    heading = "### Agreement of policies between seeds\n"
+    return [heading, markdown(table), f"{AGREEMENT_READING}\n"] if table.rows else []
 
 
 def _absent(comparison: Comparison) -> list[str]:

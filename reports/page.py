@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,10 @@ from benchmarks.spec import PROTOCOL
 from methods.quantization.cost import CONVENTIONS
 from reports import display
 from reports.account import account_of
+from reports.across import READING as ACROSS_READING
+from reports.across import across_tables
+from reports.agreement import READING as AGREEMENT_READING
+from reports.agreement import agreement_table
 from reports.comparison import STATE_WORDS, Comparison, Outcome
 from reports.provenance import commits_of, environments
 from reports.strips import COLOURS, strips_of
@@ -42,8 +46,8 @@ LONGEST_REPORT = 4000
 """Characters of a method's own report that the page shows; the record holds all."""
 
 
-def render(comparison: Comparison, summaries: Sequence[Summary], figure: bytes, caption: str) -> str:
-    """The page. `figure` is a PNG, `caption` says what its bars are."""
+def render(comparison: Comparison, summaries: Sequence[Summary], pictures: Mapping[str, bytes], caption: str) -> str:
+    """The page. pictures: `pareto.png`, whose bars `caption` explains, and `profile.png`."""
     folder = Path(__file__).parent
     environment = Environment(
         loader=FileSystemLoader(folder),
@@ -56,7 +60,8 @@ def render(comparison: Comparison, summaries: Sequence[Summary], figure: bytes, 
     return template.render(
         _context(comparison, summaries),
         css=(folder / "page.css").read_text(encoding="utf-8"),
-        figure=base64.b64encode(figure).decode(),
+        figure=base64.b64encode(pictures["pareto.png"]).decode(),
+        profiles=base64.b64encode(pictures["profile.png"]).decode(),
         caption=caption,
     )
 
@@ -72,6 +77,10 @@ def _context(comparison: Comparison, summaries: Sequence[Summary]) -> dict[str, 
         "reading": READING,
         "wrapped": {"Verdict", *ACCOUNT_WORDS},
         "tables": summary_tables(comparison, summaries),
+        "across": across_tables(comparison),
+        "across_reading": ACROSS_READING,
+        "agreement": agreement_table(comparison),
+        "agreement_reading": AGREEMENT_READING,
         "absent": absent(comparison),
         "warnings": comparison.warnings,
         "strips": {model: strips_of(comparison, model) for model in comparison.models},

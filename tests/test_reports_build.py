@@ -28,6 +28,8 @@ FILES = [
     "table.tex",
     "pareto.pdf",
     "pareto.png",
+    "profile.pdf",
+    "profile.png",
     "bits.png",
     "report.md",
     "index.html",
@@ -70,7 +72,7 @@ def page_of(tmp_path, methods, change=None, **suite):
     """The page without its figure, and the plan."""
     plan = make_plan(make_suite(methods, **suite))
     comparison = gather(plan, write_records(plan, tmp_path / "records", change))
-    return plan, render(comparison, summarise(comparison), b"", "")
+    return plan, render(comparison, summarise(comparison), {"pareto.png": b"", "profile.png": b""}, "")
 
 
 def build(tmp_path, methods, change=None, leave_out=lambda trial: False, **suite):
@@ -85,8 +87,8 @@ def test_every_file_is_written_and_the_page_fetches_nothing(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(FILES)
     page = Page(report.page.read_text(encoding="utf-8"))
     fetched = [value for name, value in page.attributes if name in ("src", "href") and not value.startswith("#")]
-    assert len(fetched) == 1
-    assert fetched[0].startswith("data:image/png;base64,")
+    assert len(fetched) == 2
+    assert all(value.startswith("data:image/png;base64,") for value in fetched)
     assert "link" not in page.tags
     assert "script" not in page.tags
     assert yaml.safe_load((tmp_path / "out" / "suite.yaml").read_text(encoding="utf-8")) == plan.suite.model_dump(

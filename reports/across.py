@@ -1,0 +1,212 @@
+"""What holds over all networks and ceilings at once: scores of rows, and the pairs of rows that a suite sets beside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reports.comparison import Cell, Comparison
+from reports.display import NOTHING, count, interval, percent, points, unbroken
+from reports.resampling import (
+    FEWEST_BLOCKS,
+    Key,
+    Scores,
+    holm,
+    improvement,
+    improvement_interval,
+    interquartile_interval,
+    interquartile_mean,
+    sign_flip_p,
+)
+from reports.statistics import Interval, Mean, mean_interval
+from reports.tables import Row, Table
+
+LEVEL = 0.05
+WORST: tuple[str, ...] = ("failed", "over_ceiling")
+"""States that are a method's own fault: they count as an accuracy of 0, the worst there is."""
+
+READING = (
+    "A score is a run's test accuracy minus that of the same seed's float control, in points; failed runs and "
+    "runs over their ceiling count as accuracy 0. IQM: interquartile mean over networks, ceilings and seeds, with "
+    "a 95 % bootstrap interval that draws whole seeds within each network. Pairs: a block is one network and "
+    "seed; its difference is the mean over ceilings, given with the 95 % t-interval over blocks. p: exact sign "
+    f"flips, one sign per block, two-sided, none below {FEWEST_BLOCKS} blocks; adjusted by Holm for all pairs of "
+    "the table. P(better): the chance that a run of the first row scores above one of the second, ties half, from "
+    "seeds drawn apart, with its bootstrap interval."
+)
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """One row over all networks: network -> (seeds, ceilings) of scores in 0..1 units; or why there are none."""
+
+    row: str
+    scores: Scores
+    runs: int
+    failed: int
+    absent: str = ""
+
+    @property
+    def pooled(self) -> NDArray[np.float64]:
+        return np.concatenate([values.ravel() for values in self.scores.values()])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows set against each other. difference: over blocks; p, adjusted: None where nothing may be said."""
+
+    ours: str
+    theirs: str
+    difference: Mean | None = None
+    p: float | None = None
+    adjusted: float | None = None
+    better: float | None = None
+    better_interval: Interval | None = None
+    absent: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if self.absent:
+            return self.absent
+        if self.adjusted is None or self.difference is None:
+            return f"fewer than {FEWEST_BLOCKS} blocks: no p-value"
+        if not self.called:
+            return "no difference shown"
+        return f"{self.ours} {'higher' if self.difference.value > 0 else 'lower'}"
+
+    @property
+    def called(self) -> bool:
+        return self.adjusted is not None and self.adjusted <= LEVEL
+
+
+def row_scores(comparison: Comparison) -> list[RowScores]:
+    """Scores of every quantized row, in the suite's order; empty without float controls of every network."""
+    controls = {model: control for model in comparison.models if (control := comparison.float_control(model))}
+    if set(controls) != set(comparison.models):
+        return []
+    quantized = [row for row in comparison.rows if any(c.row == row and not c.is_float for c in comparison.cells)]
+    return [_of_row(row, comparison, controls) for row in quantized]
+
+
+def _of_row(row: str, comparison: Comparison, controls: Mapping[str, Cell]) -> RowScores:
+    cells = [cell for cell in comparison.cells if cell.row == row and not cell.is_float]
+    outcomes = [outcome for cell in cells for outcome in cell.outcomes]
+    states = [outcome.state for outcome in outcomes]
+    if "refused" in states:
+        return RowScores(row, {}, len(states), 0, "refused somewhere: not ranked")
+    if absent := sum(state in ("missing", "damaged") for state in states):
+        return RowScores(row, {}, len(states), 0, f"{absent} of {count(len(states), 'run')} not there: not judged")
+    scores: dict[Key, NDArray[np.float64]] = {}
+    for model, control in controls.items():
+        seeds = sorted({outcome.trial.spec.seed for cell in cells if cell.model == model for outcome in cell.outcomes})
+        if lacking := [seed for seed in seeds if seed not in control.accuracies]:
+            return RowScores(row, {}, len(states), 0, f"float controls of {count(len(lacking), 'seed')} not there")
+        columns = [[_accuracy(cell, seed) for seed in seeds] for cell in cells if cell.model == model]
+        scores[model] = np.array(columns).T - np.array([[control.accuracies[seed]] for seed in seeds])
+    return RowScores(row, scores, len(states), sum(state in WORST for state in states))
+
+
+def _accuracy(cell: Cell, seed: int) -> float:
+    """Mean over the seed's draws; a run that failed counts as 0."""
+    drawn = [outcome for outcome in cell.outcomes if outcome.trial.spec.seed == seed]
+    return math.fsum(outcome.accuracy if outcome.ok else 0.0 for outcome in drawn) / len(drawn)
+
+
+def pairs(comparison: Comparison, rows: list[RowScores]) -> list[Pair]:
+    """The pairs that the suite declares; else every row against uniform LSQ, and every search against random."""
+    by_name = {row.row: row for row in rows}
+    wanted = [(a, b) for a, b in comparison.plan.suite.pairs if a in by_name and b in by_name]
+    found = [_pair(by_name[ours], by_name[theirs]) for ours, theirs in wanted or _usual_pairs(comparison, by_name)]
+    judged = [index for index, pair in enumerate(found) if pair.p is not None]
+    for index, adjusted in zip(judged, holm([found[index].p or 0.0 for index in judged]), strict=True):
+        found[index] = Pair(**{**vars(found[index]), "adjusted": adjusted})
+    return found
+
+
+def _usual_pairs(comparison: Comparison, by_name: Mapping[str, RowScores]) -> Iterator[tuple[str, str]]:
+    cells = {cell.row: cell for cell in comparison.cells if not cell.is_float}
+    for method in ("uniform-lsq", "random"):
+        reference = next((row for row, cell in cells.items() if cell.method == method), None)
+        for row in by_name:
+            searches = cells[row].outcomes[0].trial.spec.compute.search_share > 0
+            if reference and row != reference and (method == "uniform-lsq" or searches):
+                yield row, reference
+
+
+def _pair(ours: RowScores, theirs: RowScores) -> Pair:
+    if absent := [row for row in (ours, theirs) if row.absent]:
+        return Pair(ours.row, theirs.row, absent=f"{absent[0].row}: {absent[0].absent}")
+    blocks: list[float] = []
+    for model, values in ours.scores.items():
+        if values.shape != theirs.scores[model].shape:
+            return Pair(ours.row, theirs.row, absent="not the same seeds and ceilings")
+        blocks += (values - theirs.scores[model]).mean(1).tolist()
+    return Pair(
+        ours.row,
+        theirs.row,
+        difference=mean_interval(blocks),
+        p=sign_flip_p(blocks),
+        better=improvement(ours.scores, theirs.scores),
+        better_interval=improvement_interval(ours.scores, theirs.scores) if len(blocks) > len(ours.scores) else None,
+    )
+
+
+def scores_table(rows: list[RowScores]) -> Table:
+    """Row -> interquartile mean of its scores."""
+    header = ("Method", "Runs", "IQM minus float control, points", "Worst run, points", "Notes")
+    lines = []
+    for row in rows:
+        if row.absent:
+            lines.append(Row((row.row, str(row.runs), NOTHING, NOTHING, row.absent)))
+            continue
+        middle = points(interquartile_mean(row.pooled))
+        several = any(len(values) > 1 for values in row.scores.values())
+        spread = interval(interquartile_interval(row.scores), signed=True) if several else ""
+        notes = f"{row.failed} failed or over the ceiling" if row.failed else ""
+        lines.append(Row((row.row, str(row.runs), middle + spread, points(float(row.pooled.min())), notes)))
+    return Table(header, tuple(lines), frozenset(header[1:4]))
+
+
+def pairs_table(found: list[Pair]) -> Table:
+    """First row minus second, over blocks."""
+    header = ("Pair", "Blocks", "Difference, points", "p", "p, Holm", "P(better), %", "Verdict")
+    lines = []
+    for pair in found:
+        lines.append(
+            Row(
+                (
+                    f"{pair.ours} − {pair.theirs}",
+                    str(pair.difference.n) if pair.difference else NOTHING,
+                    _difference(pair.difference),
+                    _p(pair.p),
+                    _p(pair.adjusted),
+                    NOTHING if pair.better is None else percent(pair.better, 1) + interval(pair.better_interval),
+                    pair.verdict,
+                ),
+                2 if pair.called else None,
+            )
+        )
+    return Table(header, tuple(lines), frozenset(header[1:6]))
+
+
+def _difference(difference: Mean | None) -> str:
+    if difference is None:
+        return NOTHING
+    return points(difference.value) + interval(difference.interval, signed=True)
+
+
+def _p(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.4f}" if value >= 1e-4 else unbroken("< 0.0001")
+
+
+def across_tables(comparison: Comparison) -> dict[str, Table]:
+    """Title -> table, rows first; empty where there is no float control to measure from, or only one row."""
+    rows = row_scores(comparison)
+    if not rows:
+        return {}
+    tables = {"Scores": scores_table(rows), "Pairs": pairs_table(pairs(comparison, rows))}
+    return {title: table for title, table in tables.items() if table.rows}

@@ -1,0 +1,62 @@
+"""How far the seeds of one cell agree on its policy, beside what chance alone would give."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+from reports.comparison import Cell, Comparison
+from reports.display import percent
+from reports.tables import Row, Table
+
+Bits = tuple[int, ...]
+
+READING = (
+    "Layers that got the same bits in two seeds (or draws), mean over layers and pairs. By chance: what two "
+    "policies would agree on if every layer drew its bits from the widths that the cell uses, whichever layer "
+    "they are in."
+)
+
+
+def agreement(policies: Sequence[Mapping[str, Bits]]) -> float:
+    """Mean over layers and pairs of policies of whether their bits are the same. Raises ValueError below two.
+
+    >>> agreement([{"a": (4, 3), "b": (4, 8)}, {"a": (4, 3), "b": (4, 4)}])
+    0.5
+    """
+    if len(policies) < 2:
+        raise ValueError("agreement needs two policies")
+    found = [ours[name] == theirs[name] for ours, theirs in combinations(policies, 2) for name in ours]
+    return sum(found) / len(found)
+
+
+def by_chance(policies: Sequence[Mapping[str, Bits]]) -> float:
+    """The sum of squared shares of each width over all layers and policies.
+
+    >>> by_chance([{"a": (4, 3), "b": (4, 8)}])
+    0.5
+    """
+    counts = Counter(bits for policy in policies for bits in policy.values())
+    return sum(number**2 for number in counts.values()) / counts.total() ** 2
+
+
+def policies_of(cell: Cell) -> list[dict[str, Bits]]:
+    """Layer -> bits of every ok trial, in the cell's order."""
+    return [
+        {name: tuple(bits) for name, bits in outcome.result["policy"]["layers"].items()}
+        for outcome in cell.ok
+        if outcome.result.get("policy")
+    ]
+
+
+def agreement_table(comparison: Comparison) -> Table:
+    """Per cell with two policies or more that are not one width everywhere."""
+    header = ("Network", "Ceiling", "Method", "Policies", "Layers alike, %", "By chance, %")
+    lines = []
+    for cell in comparison.cells:
+        policies = policies_of(cell)
+        if len(policies) > 1 and by_chance(policies) < 1:
+            shares = (percent(agreement(policies), 1), percent(by_chance(policies), 1))
+            lines.append(Row((cell.model, cell.ceiling, cell.row, str(len(policies)), *shares)))
+    return Table(header, tuple(lines), frozenset(header[3:]))

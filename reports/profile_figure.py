@@ -1,0 +1,48 @@
+"""Performance profiles: of each row, the share of runs that lose less than so many points to the float control."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from reports.across import RowScores
+from reports.comparison import Comparison
+from reports.figures import STYLE
+from reports.marks import marker, plain
+from reports.resampling import profile
+
+_POINTS = 400
+_LOST_ENOUGH = 0.5
+"""Scores below this (a failed run is about -0.9) are off the left edge: the axis would else be all of it."""
+
+
+def profile_figure(comparison: Comparison, rows: Sequence[RowScores]) -> Figure:
+    """A step line per row with scores; the higher and the further right, the better."""
+    shown = [row for row in rows if not row.absent]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+        axes = figure.subplots()
+        axes.set_xlabel("Points lost to the float control, at most")
+        axes.set_ylabel("Share of runs, %")
+        axes.grid(axis="y", color="#e6e6e6", linewidth=0.6)
+        if not shown:
+            axes.text(0.5, 0.5, "no scores yet", transform=axes.transAxes, ha="center", va="center", color="#8a8a8a")
+            return figure
+        pooled = np.concatenate([row.pooled for row in shown])
+        kept = pooled[pooled > -_LOST_ENOUGH]
+        low, high = (float(kept.min()), float(kept.max())) if kept.size else (-_LOST_ENOUGH, 0.0)
+        room = max(0.02 * (high - low), 1e-3)
+        thresholds = np.linspace(low - room, high + room, _POINTS)
+        for row in shown:
+            look = marker(comparison.rows.index(row.row))
+            shares = 100 * profile(row.pooled, thresholds)
+            look |= {"markevery": (10 * comparison.rows.index(row.row), 80), "markersize": 5, "linewidth": 1.2}
+            axes.step(-100 * thresholds, shares, where="pre", label=plain(row.row), **look)
+        axes.invert_xaxis()
+        axes.set_ylim(-3, 103)
+        for text in axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5)).get_texts():
+            text.set_parse_math(False)
+    return figure

@@ -1,0 +1,165 @@
+"""Scores over all networks and ceilings, pairs of rows, agreement of policies: what counts and what blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reports.across import across_tables, pairs, row_scores
+from reports.agreement import agreement, agreement_table, by_chance
+from reports.comparison import gather
+from reports.resampling import sign_flip_p
+from tests.fabricated import fail, make_plan, make_suite, shuffled, with_label, write_records
+
+METHODS = ["float", "uniform-lsq", "hawq", "random"]
+MODELS = ("mobilenet_v2", "resnet18")
+CEILINGS = ("uniform:w4a3", "uniform:w4a4")
+GAIN = {"uniform-lsq": 0.0, "hawq": 0.02, "random": -0.03}
+
+
+def accuracies(trial, result, _observed):
+    """Rows differ by their gain, give or take a seed's own; a float control is at 0.9 plus a seed's own."""
+    seed = trial.spec.seed
+    if trial.spec.ceiling_bops is None:
+        result["metrics"]["test_accuracy"] = 0.9 + 0.001 * seed
+    else:
+        row = 0.8 + 0.001 * seed + GAIN.get(trial.spec.method.name, 0.0)
+        result["metrics"]["test_accuracy"] = row + 0.0001 * ((seed * 7 + len(trial.model)) % 5)
+
+
+def compared(
+    tmp_path, change=accuracies, methods=METHODS, leave_out=lambda trial: False, order=None, pairs=(), **suite
+):
+    chosen = {"models": MODELS, "ceilings": CEILINGS, "seeds": (0, 1, 2)} | suite
+    made = make_suite(methods, **chosen).model_copy(update={"pairs": tuple(pairs)})
+    plan = make_plan(made)
+    plan = plan if order is None else shuffled(plan, order)
+    return gather(plan, write_records(plan, tmp_path / "records", change, leave_out=leave_out))
+
+
+def test_scores_are_paired_with_the_float_control_of_the_seed(tmp_path):
+    rows = {row.row: row for row in row_scores(compared(tmp_path))}
+    assert set(rows) == {"uniform-lsq", "hawq", "random"}
+    scores = rows["hawq"].scores["resnet18"]
+    assert scores.shape == (3, 2)
+    extra = [0.0001 * ((seed * 7 + len("resnet18")) % 5) for seed in range(3)]
+    assert scores[:, 0] == pytest.approx(np.array([-0.08] * 3) + extra)
+    assert rows["hawq"].runs == 12
+
+
+def test_rows_are_set_against_uniform_and_searches_against_random(tmp_path):
+    comparison = compared(tmp_path)
+    found = pairs(comparison, row_scores(comparison))
+    names = [(pair.ours, pair.theirs) for pair in found]
+    assert names == [("hawq", "uniform-lsq"), ("random", "uniform-lsq"), ("hawq", "random")]
+    assert [pair.difference.value for pair in found] == pytest.approx([0.02, -0.03, 0.05])
+    assert all(pair.difference.n == 6 for pair in found)
+    assert [pair.p for pair in found] == [2 / 64] * 3
+    assert [pair.adjusted for pair in found] == [6 / 64] * 3
+    assert {pair.verdict for pair in found} == {"no difference shown"}
+    assert [pair.better for pair in found] == [1.0, 0.0, 1.0]
+
+
+def test_declared_pairs_replace_the_usual_ones_and_holm_counts_them_alone(tmp_path):
+    comparison = compared(tmp_path, pairs=[("hawq", "random"), ("hawq", "gone")])
+    (pair,) = pairs(comparison, row_scores(comparison))
+    assert (pair.ours, pair.theirs, pair.adjusted) == ("hawq", "random", 2 / 64)
+    assert pair.verdict == "hawq higher"
+
+
+def test_all_ceilings_of_a_block_have_one_sign(tmp_path):
+    """Four ceilings of three seeds on one network are three blocks, not twelve, and three are too few."""
+    ceilings = ("uniform:w4a2", "uniform:w4a3", "uniform:w4a4", "uniform:w4a8")
+    comparison = compared(tmp_path, models=MODELS[:1], ceilings=ceilings)
+    found = pairs(comparison, row_scores(comparison))
+    assert {pair.difference.n for pair in found} == {3}
+    assert {pair.p for pair in found} == {None}
+    assert all("no p-value" in pair.verdict for pair in found)
+
+
+def test_a_failed_run_counts_as_the_worst_there_is(tmp_path):
+    def change(trial, result, observed):
+        accuracies(trial, result, observed)
+        if trial.row == "hawq" and trial.spec.seed == 1 and trial.model == "resnet18" and trial.ceiling == CEILINGS[0]:
+            fail(result, observed)
+
+    comparison = compared(tmp_path, change)
+    rows = {row.row: row for row in row_scores(comparison)}
+    assert rows["hawq"].failed == 1
+    assert rows["hawq"].scores["resnet18"][1, 0] == pytest.approx(-0.901)
+    found = {pair.theirs: pair for pair in pairs(comparison, list(rows.values())) if pair.ours == "hawq"}
+    assert found["uniform-lsq"].difference.value < 0
+    assert "1 failed or over the ceiling" in str(across_tables(comparison)["Scores"].rows)
+
+
+def test_a_missing_run_blocks_the_claims_of_its_row_and_of_no_other(tmp_path):
+    def missing(trial):
+        return trial.row == "hawq" and trial.spec.seed == 2 and trial.ceiling == CEILINGS[1]
+
+    comparison = compared(tmp_path, leave_out=missing)
+    found = pairs(comparison, row_scores(comparison))
+    assert [pair.p is None for pair in found] == [True, False, True]
+    assert found[0].verdict == "hawq: 2 of 12 runs not there: not judged"
+    assert found[1].adjusted == found[1].p  # Holm counts what is judged
+
+
+def test_without_float_controls_there_are_no_scores(tmp_path):
+    assert across_tables(compared(tmp_path, methods=METHODS[1:])) == {}
+    some = compared(tmp_path / "some", leave_out=lambda trial: trial.row == "float" and trial.spec.seed == 0)
+    assert all("float controls of 1 seed" in row.absent for row in row_scores(some))
+
+
+@settings(max_examples=8)
+@given(st.integers(0, 10**6))
+def test_the_order_of_trials_changes_nothing(tmp_path_factory, order):
+    folder = tmp_path_factory.mktemp("order")
+    small = {"models": MODELS[:1], "ceilings": CEILINGS[:1]}
+    assert across_tables(compared(folder, order=order, **small)) == across_tables(compared(folder, **small))
+
+
+def test_draws_are_averaged_within_their_seed(tmp_path):
+    def change(trial, result, observed):
+        accuracies(trial, result, observed)
+        result["metrics"]["test_accuracy"] += 0.01 * trial.spec.draw
+
+    methods = [*METHODS[:3], with_label("random", "random", draws=3)]
+    rows = {row.row: row for row in row_scores(compared(tmp_path, change, methods))}
+    assert rows["random"].scores["resnet18"].shape == (3, 2)
+    plain = {row.row: row for row in row_scores(compared(tmp_path / "plain"))}
+    assert rows["random"].pooled == pytest.approx(plain["random"].pooled + 0.01)
+
+
+def test_flips_of_blocks_do_not_call_noise(tmp_path):
+    """Under the null the p of a pair is that of its blocks' means."""
+
+    def change(trial, result, observed):
+        accuracies(trial, result, observed)
+        if trial.row == "hawq":
+            result["metrics"]["test_accuracy"] -= GAIN["hawq"] + 0.01 * (-1) ** trial.spec.seed
+
+    comparison = compared(tmp_path, change, seeds=(0, 1, 2, 3))
+    pair = pairs(comparison, row_scores(comparison))[0]
+    expected = sign_flip_p([-0.01, 0.01] * 4)
+    assert pair.p == expected == 1.0
+    assert pair.verdict == "no difference shown"
+
+
+POLICIES = [{"a": (4, 3), "b": (4, 4)}, {"a": (4, 3), "b": (4, 8)}, {"a": (4, 3), "b": (4, 8)}]
+
+
+def test_agreement_is_the_share_of_layers_alike_over_pairs():
+    # a agrees in 3 of 3 pairs, b in 1 of 3
+    assert agreement(POLICIES) == pytest.approx(4 / 6)
+    # widths 3, 4, 8 have shares 1/2, 1/6, 1/3
+    assert by_chance(POLICIES) == pytest.approx(1 / 4 + 1 / 36 + 1 / 9)
+    with pytest.raises(ValueError, match="two policies"):
+        agreement(POLICIES[:1])
+
+
+def test_the_table_of_agreement_leaves_out_what_cannot_differ(tmp_path):
+    table = agreement_table(compared(tmp_path))
+    assert {row.cells[2] for row in table.rows} == {"hawq", "random"}  # uniform and float have no choice
+    assert {row.cells[3] for row in table.rows} == {"3"}
+    assert agreement_table(compared(tmp_path / "one", seeds=(0,))).rows == ()
