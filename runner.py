@@ -35,7 +35,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
-FAILED, WRONG_USE, STOPPED = 1, 2, 130
+FAILED, WRONG_USE, UNVERIFIED_CLAIM, STOPPED = 1, 2, 3, 130
 
 SuiteOption = Annotated[str, typer.Option("--suite", help="A suite's name, or a YAML file.")]
 DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of the dataset's files, or to draw them into.")]
@@ -384,6 +384,42 @@ def evaluate(
     )
     if score.accuracy != recorded:
         raise typer.Exit(FAILED)
+
+
+@app.command()
+def verify(
+    suite: SuiteOption = "quick",
+    data: DataOption = None,
+    out: OutOption = DEFAULT_OUT,
+    methods: MethodsOption = "",
+    models: ModelsOption = "",
+    seeds: SeedsOption = "",
+    overrides: SetOption = [],  # noqa: B006 (typer copies it)
+    reference: Annotated[Path | None, typer.Option("--reference", help="Folder of records to hold ours to.")] = None,
+) -> None:
+    """Set a suite's records against published numbers and against the records shipped with this repository."""
+    from benchmarks.record import Records
+    from reports.claims import FAILED as UNVERIFIED
+    from reports.claims import judged, published
+    from reports.comparison import ComparisonError, gather
+    from reports.verification import REFERENCE, checked, lines
+
+    session = open_session(suite, out, data, methods, models, seeds, overrides, needs_data=False)
+    place = reference or REFERENCE / session.suite.suite
+    if reference and not reference.is_dir():
+        raise SuiteError(f"no folder {reference}; --reference is a folder of records")
+    try:
+        verdicts = judged(gather(session.plan, session.workspace.records), published())
+    except ComparisonError as error:
+        raise SuiteError(str(error)) from error
+    checks = checked(session.plan, session.workspace.records, Records(place))
+    for line in lines(checks, verdicts):
+        console.print(line, markup=False)
+    statuses = [*(check.status for check in checks), *(verdict.status for verdict in verdicts)]
+    if set(statuses) & set(UNVERIFIED):
+        raise typer.Exit(UNVERIFIED_CLAIM)
+    if "reproduced" not in statuses:
+        console.print(f"nothing to hold against anything yet; next: python runner.py --suite {suite}", markup=False)
 
 
 @app.command("mlflow-sync")

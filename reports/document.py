@@ -8,6 +8,8 @@ from reports.across import READING as ACROSS_READING
 from reports.across import across_tables
 from reports.agreement import READING as AGREEMENT_READING
 from reports.agreement import agreement_table
+from reports.claims import READING as CLAIMS_READING
+from reports.claims import claims_tables
 from reports.comparison import Comparison
 from reports.page import CONVENTION_WORDS, STAYS_FLOAT, absent, account_table, audit_line, bops_table, standing
 from reports.provenance import commits_of, environments
@@ -22,6 +24,7 @@ def write(comparison: Comparison, summaries: Sequence[Summary], caption: str) ->
             *_head(comparison, summaries),
             *_results(comparison, summaries, caption),
             *_across(comparison),
+            *_claims(comparison),
             *_absent(comparison),
             *_list("Warnings", comparison.warnings),
             "## Bits per layer\n\n![Bits per layer](bits.png)\n",
@@ -63,6 +66,11 @@ def _across(comparison: Comparison) -> list[str]:
         lines += [f"### {title}\n", markdown(table)]
     picture = "![Share of runs against points lost to the float control](profile.png)\n"
     return ["## Over all networks and ceilings\n", *lines, f"{ACROSS_READING}\n", picture] if lines else []
+
+
+def _claims(comparison: Comparison) -> list[str]:
+    tables = [markdown(table) for table in claims_tables(comparison)]
+    return ["## Published numbers\n", *tables, f"{CLAIMS_READING}\n"] if tables else []
 
 
 def _agreement(comparison: Comparison) -> list[str]:

@@ -18,6 +18,8 @@ from reports.across import READING as ACROSS_READING
 from reports.across import across_tables
 from reports.agreement import READING as AGREEMENT_READING
 from reports.agreement import agreement_table
+from reports.claims import READING as CLAIMS_READING
+from reports.claims import claims_tables
 from reports.comparison import STATE_WORDS, Comparison, Outcome
 from reports.provenance import commits_of, environments
 from reports.strips import COLOURS, strips_of
@@ -75,10 +77,12 @@ def _context(comparison: Comparison, summaries: Sequence[Summary]) -> dict[str, 
         "counts": _counts(comparison),
         "standing": standing(comparison, summaries),
         "reading": READING,
-        "wrapped": {"Verdict", *ACCOUNT_WORDS},
+        "wrapped": {"Verdict", "Read from", "Source", *ACCOUNT_WORDS},
         "tables": summary_tables(comparison, summaries),
         "across": across_tables(comparison),
         "across_reading": ACROSS_READING,
+        "claims": claims_tables(comparison),
+        "claims_reading": CLAIMS_READING,
         "agreement": agreement_table(comparison),
         "agreement_reading": AGREEMENT_READING,
         "absent": absent(comparison),

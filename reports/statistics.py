@@ -63,6 +63,21 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Me
     return Mean(mean, n, Interval(mean - half, mean + half))
 
 
+def prediction_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval | None:
+    """Where one further value lies, m ± t(n - 1, (1 + confidence) / 2) · s · √(1 + 1/n); None below two values.
+
+    It holds a new value of the same normal distribution with probability `confidence`. Raises as `mean_interval`.
+
+    >>> prediction_interval([0.5]) is None
+    True
+    """
+    mean = mean_interval(values, confidence)
+    if mean.interval is None:
+        return None
+    half = mean.interval.width / 2 * math.sqrt(mean.n + 1)  # s / √n times √(n + 1) is s · √(1 + 1/n)
+    return Interval(mean.value - half, mean.value + half)
+
+
 def paired_difference(
     ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float = CONFIDENCE
 ) -> Mean | None:

@@ -1,0 +1,145 @@
+"""Measured records against the shipped reference records of the same trials."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import Record, RecordError, Records
+from benchmarks.spec import canonical_json
+from benchmarks.suite import Plan, Trial
+from reports.claims import FAILED, Status, Verdict
+from reports.comparison import RecordSource
+from reports.display import percent
+from reports.statistics import Interval, prediction_interval, wilson_interval
+
+REFERENCE = Path(__file__).parent / "reference"
+
+SAME = (
+    "processor",
+    "torch",
+    "torchvision",
+    "numpy",
+    "scikit-learn",
+    "scipy",
+    "device",
+    "threads",
+    "quantizer",
+    "compile",
+)
+"""Parts of the environment that must be alike for results to be alike to the bit."""
+
+_TWO_RUNS = 1.96 * math.sqrt(2)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One trial of ours beside its reference. expected: where our accuracy should lie; None if bits were compared."""
+
+    trial: Trial
+    status: Status
+    why: str
+    ours: float | None = None
+    theirs: float | None = None
+    expected: Interval | None = None
+
+
+def checked(plan: Plan, records: RecordSource, reference: Records) -> list[Check]:
+    """A check of every trial that has a reference record. Raises RecordError for a damaged reference."""
+    references = {trial.id: record for trial in plan.trials if (record := reference.get(trial.id))}
+    return [
+        _check(trial, _readable(trial, records), references[trial.id], _accuracies(trial, plan, references))
+        for trial in plan.trials
+        if trial.id in references
+    ]
+
+
+def _readable(trial: Trial, records: RecordSource) -> Record | str | None:
+    try:
+        return records.get(trial.id)
+    except RecordError as error:
+        return str(error)
+
+
+def _accuracies(trial: Trial, plan: Plan, references: dict[str, Record]) -> list[float]:
+    """Of the reference's ok runs of the trial's cell."""
+    cell = [o for o in plan.trials if (o.model, o.ceiling, o.row) == (trial.model, trial.ceiling, trial.row)]
+    found = [references[other.id] for other in cell if other.id in references]
+    return [_accuracy(record) for record in found if record.status == "ok"]
+
+
+def _check(trial: Trial, ours: Record | str | None, theirs: Record, cell: Sequence[float]) -> Check:
+    if ours is None:
+        return Check(trial, "not run", "no record yet")
+    if isinstance(ours, str):
+        return Check(trial, "not reproduced", ours)
+    if ours.status != "ok" or theirs.status != "ok":
+        alike = ours.status == theirs.status
+        why = f"{ours.status}, the reference {theirs.status}"
+        return Check(trial, "reproduced" if alike else "not reproduced", why)
+    values = _accuracy(ours), _accuracy(theirs)
+    if not (differing := _differing(ours, theirs)):
+        alike = canonical_json(ours.result) == canonical_json(theirs.result)
+        why = "to the bit" if alike else f"not to the bit, in the same environment: {', '.join(_parts(ours, theirs))}"
+        return Check(trial, "reproduced" if alike else "not reproduced", why, *values)
+    expected, how = _expected(theirs, cell)
+    why = f"{how}; other {', '.join(differing)}"
+    if values[0] in expected:
+        return Check(trial, "reproduced", why, *values, expected)
+    status: Status = "suspiciously better" if values[0] > expected.high else "not reproduced"
+    return Check(trial, status, why, *values, expected)
+
+
+def _differing(ours: Record, theirs: Record) -> list[str]:
+    environments = [record.observed.get("environment") or {} for record in (ours, theirs)]
+    return [key for key in SAME if environments[0].get(key) != environments[1].get(key)]
+
+
+def _parts(ours: Record, theirs: Record) -> list[str]:
+    """Parts of the result that differ."""
+    keys = sorted({*ours.result, *theirs.result})
+    return [key for key in keys if _json(ours.result.get(key)) != _json(theirs.result.get(key))]
+
+
+def _json(value: Any) -> str:
+    return canonical_json(value)
+
+
+def _expected(theirs: Record, cell: Sequence[float]) -> tuple[Interval, str]:
+    """Where another run of this cell should lie; of a single run, by the sampling of the test images alone."""
+    predicted = prediction_interval(cell)
+    if predicted is not None:
+        return predicted, f"prediction interval of {len(cell)} reference runs"
+    images = int(theirs.result["metrics"]["test_images"])
+    return wilson_interval(_accuracy(theirs), images, _TWO_RUNS), "two samples of test images, one reference run"
+
+
+def _accuracy(record: Record) -> float:
+    return float(record.result["metrics"]["test_accuracy"])
+
+
+def lines(checks: Sequence[Check], verdicts: Sequence[Verdict]) -> Iterable[str]:
+    """What `verify` prints: everything that is not well, then the counts."""
+    for check in checks:
+        if check.status in FAILED:
+            figures = ""
+            if check.ours is not None and check.theirs is not None:
+                figures = f" {percent(check.ours)} %, the reference {percent(check.theirs)} %"
+                if check.expected:
+                    figures += f", expected {percent(check.expected.low)} to {percent(check.expected.high)}"
+            yield f"{check.status}: {check.trial.label}:{figures} ({check.why})"
+    for verdict in verdicts:
+        measured = "" if verdict.measured is None else f", measured {percent(verdict.measured)} %"
+        claim = verdict.claim
+        yield f"{verdict.status}: claim {claim.id}: {claim.top1:.2f} %{measured} {verdict.why}".rstrip()
+    yield f"reference records: {_counted([check.status for check in checks])}"
+    yield f"published claims: {_counted([verdict.status for verdict in verdicts])}"
+
+
+def _counted(statuses: Sequence[Status]) -> str:
+    counts = Counter(statuses)
+    return ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "none for this suite"

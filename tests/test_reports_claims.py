@@ -1,0 +1,211 @@
+"""Published numbers and reference records: what is reproduced, what is not, what is too good, what is not judged."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from benchmarks.messages import SuiteError
+from benchmarks.record import Records
+from benchmarks.suite import ceiling_name, load_suite
+from reports import claims
+from reports.claims import Claim, changed_keys, claims_tables, context_table, judged, published
+from reports.comparison import gather
+from reports.verification import checked, lines
+from tests.fabricated import fail, make_plan, make_suite, write_records
+from tests.harness import cli, finished
+
+METHODS = ["float", "uniform-lsq", "hawq"]
+SEEDS = (0, 1, 2)
+
+
+def accuracies(trial, result, _observed):
+    """60, 61 and 62 % at the three seeds: mean 61, s 1, so one further run lies in 61 +- 4.3027 * sqrt(4/3)."""
+    result["metrics"]["test_accuracy"] = 0.60 + 0.01 * trial.spec.seed
+
+
+def compared(tmp_path, change=accuracies, **options):
+    plan = make_plan(make_suite(METHODS, seeds=SEEDS))
+    return gather(plan, write_records(plan, tmp_path / "records", change, **options))
+
+
+def claim(top1, **more) -> Claim:
+    named = {"suite": "fabricated", "row": "hawq", "network": "mobilenet_v2"} | more
+    return Claim(id="it", method="HAWQ", top1=top1, source="a paper", read="its table", **named)
+
+
+def status(tmp_path, top1, **more) -> str:
+    return judged(compared(tmp_path), [claim(top1, **more)])[0].status
+
+
+HALF = 100 * 0.01 * 4.302652729911275 * (4 / 3) ** 0.5
+"""t(2, 0.975) * s * sqrt(1 + 1/3), points."""
+
+
+def test_a_published_number_is_held_to_the_prediction_interval(tmp_path):
+    assert status(tmp_path, 61 + HALF - 0.01) == "reproduced"
+    assert status(tmp_path, 61 + HALF + 0.01) == "not reproduced"
+    assert status(tmp_path, 61 - HALF - 0.01) == "suspiciously better"
+
+
+def test_a_float_start_is_held_to_its_tolerance(tmp_path):
+    start = {"row": "float start", "tolerance": 0.2}
+    mean = 100 * sum(340 + seed for seed in SEEDS) / 3 / 360
+    assert status(tmp_path, mean + 0.19, **start) == "reproduced"
+    assert status(tmp_path, mean + 0.21, **start) == "not reproduced"
+
+
+def test_what_cannot_be_judged_is_not_run(tmp_path):
+    holed = compared(tmp_path, leave_out=lambda trial: trial.row == "hawq" and trial.spec.seed == 2)
+    (verdict,) = judged(holed, [claim(61)])
+    assert (verdict.status, verdict.why) == ("not run", "2 of 3 runs are there")
+    (verdict,) = judged(compared(tmp_path / "all"), [claim(61, row="metamix")])
+    assert (verdict.status, verdict.why) == ("not run", "no cells are called metamix at any ceiling")
+    assert judged(holed, [claim(61, suite="other"), claim(61, network="resnet18"), claim(61, suite=None, row="")]) == []
+
+
+def test_a_changed_recipe_imitates_nothing():
+    shipped = load_suite("imagenet-full")
+    assert changed_keys(shipped) == []
+    assert changed_keys(load_suite("imagenet-full", {"compute.epochs": 1, "weights": "none"})) == ["weights", "compute"]
+    assert changed_keys(shipped.model_copy(update={"seeds": (7,), "methods": shipped.methods[:2]})) == []
+
+
+def test_the_shipped_claims_are_whole_and_name_cells_that_exist():
+    found = published()
+    assert len(found) > 20
+    suites = {claim.suite for claim in found if claim.suite}
+    for name in suites:
+        suite = load_suite(name)
+        rows = {entry.row for entry in suite.methods} | {"float start"}
+        own = [claim for claim in found if claim.suite == name]
+        assert {claim.row for claim in own} <= rows
+        assert {claim.network for claim in own} <= {model.name for model in suite.models}
+        assert {claim.ceiling for claim in own} <= {"", *map(ceiling_name, suite.ceilings)}
+
+
+def test_a_wrong_claim_is_one_clear_error(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "- {id: x, method: LSQ, network: resnet18, top1: 70, sorce: s, source: s, read: r}"
+    )
+    with pytest.raises(SuiteError, match=r"mine.yaml, x: sorce.*did you mean 'source'"):
+        published(tmp_path)
+    two = "- {id: x, method: LSQ, network: resnet18, top1: 70, source: s, read: r}\n" * 2
+    (tmp_path / "mine.yaml").write_text(two)
+    published.cache_clear()
+    with pytest.raises(SuiteError, match="several claims are called x"):
+        published(tmp_path)
+
+
+def test_uniform_widths_are_counted_anew_and_mixed_ones_are_not_comparable(tmp_path):
+    comparison = compared(tmp_path)
+    table = context_table(comparison, [claim(70, bits="w4a4", gbops=0.02), claim(70, bits="mixed", gbops=0.02)])
+    ours, mixed = (row.cells[3] for row in table.rows)
+    assert float(ours) == pytest.approx(
+        comparison.baseline("mobilenet_v2", "uniform:w4a4").mean(lambda o: o.bops) / 1e9, rel=1e-3
+    )
+    assert mixed == "not comparable"
+
+
+def test_the_page_has_no_claims_where_there_are_none(tmp_path):
+    assert claims_tables(compared(tmp_path)) == []
+
+
+def reference(tmp_path, plan, change=accuracies, **options) -> Records:
+    return write_records(plan, tmp_path / "reference", change, **options)
+
+
+def both(tmp_path, ours, theirs=accuracies):
+    plan = make_plan(make_suite(METHODS, seeds=SEEDS))
+    return checked(plan, write_records(plan, tmp_path / "ours", ours), reference(tmp_path, plan, theirs))
+
+
+def test_the_same_environment_is_held_to_the_bit(tmp_path):
+    assert {check.why for check in both(tmp_path, accuracies)} == {"to the bit"}
+
+    def one_bit(trial, result, observed):
+        accuracies(trial, result, observed)
+        if trial.row == "hawq" and trial.spec.seed == 1:
+            result["metrics"]["test_loss"] *= 1 + 2**-52
+
+    found = [check for check in both(tmp_path / "b", one_bit) if check.status != "reproduced"]
+    assert [(check.trial.row, check.status) for check in found] == [("hawq", "not reproduced")]
+    assert "metrics" in found[0].why
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [(HALF - 0.01, "reproduced"), (HALF + 0.01, "suspiciously better"), (-HALF - 0.01, "not reproduced")],
+)
+def test_another_environment_is_held_to_the_prediction_interval(tmp_path, points, expected):
+    def elsewhere(trial, result, observed):
+        accuracies(trial, result, observed)
+        observed["environment"]["torch"] = "9.9"
+        if trial.row == "hawq" and trial.spec.seed == 1:
+            result["metrics"]["test_accuracy"] = 0.61 + points / 100
+
+    found = {(c.trial.row, c.trial.spec.seed): c for c in both(tmp_path, elsewhere)}
+    assert found["hawq", 1].status == expected
+    assert "other torch" in found["hawq", 1].why
+    assert {check.status for key, check in found.items() if key != ("hawq", 1)} == {"reproduced"}
+
+
+def test_one_reference_run_is_held_to_the_sampling_of_test_images(tmp_path):
+    plan = make_plan(make_suite(METHODS))
+
+    def elsewhere(shift):
+        def change(_trial, result, observed):
+            observed["environment"]["torch"] = "9.9"
+            result["metrics"]["test_accuracy"] = 0.6 + shift
+
+        return change
+
+    # 360 images at 60 %: one standard error is 2.58 points, of a difference of two 3.65, times 1.96 is 7.16.
+    theirs = reference(tmp_path, plan)
+    for shift, expected in ((0.065, "reproduced"), (0.08, "suspiciously better"), (-0.08, "not reproduced")):
+        ours = write_records(plan, tmp_path / "ours", elsewhere(shift))
+        assert {check.status for check in checked(plan, ours, theirs)} == {expected}
+
+
+def test_failures_and_missing_records_are_told_apart(tmp_path):
+    plan = make_plan(make_suite(METHODS))
+
+    def failing(trial, result, observed):
+        if trial.row == "hawq":
+            fail(result, observed)
+
+    ours = write_records(plan, tmp_path / "ours", failing, leave_out=lambda trial: trial.row == "float")
+    found = {check.trial.row: check for check in checked(plan, ours, reference(tmp_path, plan, None))}
+    assert (found["hawq"].status, found["float"].status) == ("not reproduced", "not run")
+    assert found["uniform-lsq"].status == "reproduced"
+    said = list(lines(list(found.values()), []))
+    assert said[0].startswith("not reproduced: mobilenet_v2 · hawq")
+    assert said[1] == "reference records: 1 not reproduced, 1 not run, 1 reproduced"
+    both_fail = checked(plan, ours, Records(ours.folder))
+    assert {check.status for check in both_fail if check.trial.row == "hawq"} == {"reproduced"}
+
+
+def test_verify_as_a_command(tmp_path):
+    suite, out = finished().suite, finished().out
+    arguments = ("verify", "--suite", suite, "--out", out)
+    ran = cli(*arguments)
+    assert (ran.code, "none for this suite" in ran.out) == (0, True)
+    folder = tmp_path / "reference"
+    shutil.copytree(out / "tiny" / "records", folder)
+    assert cli(*arguments, "--reference", folder).code == 0
+    assert cli(*arguments, "--reference", tmp_path / "none").code == 2
+    text = next(folder.glob("*.json"))
+    text.write_text(text.read_text().replace('"status": "ok"', '"status": "failed"'))
+    ran = cli(*arguments, "--reference", folder)
+    assert ran.code == 2
+    assert "altered" in ran.err
+
+
+def test_verify_exits_with_three_where_something_does_not_verify(tmp_path, monkeypatch):
+    suite, out = finished().suite, finished().out
+    wrong = claim(100, suite="tiny", network="resnet18", row="float start", tolerance=0.1)
+    monkeypatch.setattr(claims, "published", lambda: (wrong,))
+    ran = cli("verify", "--suite", suite, "--out", out)
+    assert ran.code == 3
+    assert "not reproduced: claim it: 100.00 %" in ran.out
