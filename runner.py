@@ -422,6 +422,33 @@ def verify(
         console.print(f"nothing to hold against anything yet; next: python runner.py --suite {suite}", markup=False)
 
 
+@app.command()
+def merge(
+    sources: Annotated[list[Path], typer.Argument(help="Output folders, folders of records, or archives of them.")],
+    suite: SuiteOption = "quick",
+    out: OutOption = DEFAULT_OUT,
+    data: DataOption = None,
+    overrides: SetOption = [],  # noqa: B006 (typer copies it)
+) -> None:
+    """Join records that others made of a suite into an output folder, and report."""
+    from benchmarks.merging import merge as join
+
+    session = open_session(suite, out, data, overrides=overrides, needs_data=False)
+    check_writable(out)
+    merged = join(sources, session.suite.suite, session.workspace.records, session.trials)
+    for conflict in merged.conflicts:
+        label = session.trials[conflict.first.id].label
+        errors.print(f"two results: {label}: kept what was there, not that of {conflict.source}", markup=False)
+        for what, first, second in conflict.differences():
+            errors.print(f"    {what}: {first} | {second}", markup=False)
+    console.print(
+        f"{merged.added} records added, {merged.alike} there already, {len(merged.conflicts)} with two results; "
+        f"{len(session.missing())} of {len(session.plan.trials)} trials are missing"
+    )
+    _report(session)
+    _say_where(session)
+
+
 @app.command("mlflow-sync")
 def mlflow_sync(
     suite: SuiteOption = "quick",

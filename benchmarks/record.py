@@ -59,11 +59,18 @@ class Record:
 
 def read_record(path: Path) -> Record:
     """Raises RecordError unless the file is a whole, unaltered record of this schema."""
-    advice = "move it away and run the suite again"
     try:
-        data = json.loads(path.read_bytes())
+        text = path.read_bytes()
     except OSError as error:
         raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
+    return parse_record(text, str(path))
+
+
+def parse_record(text: bytes, path: str) -> Record:
+    """The record in a file's content; `path` is for messages. Raises RecordError as `read_record`."""
+    advice = "move it away and run the suite again"
+    try:
+        data = json.loads(text)
     except ValueError as error:
         raise RecordError(f"{path}: truncated or not JSON ({error}); {advice}") from error
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:

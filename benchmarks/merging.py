@@ -1,0 +1,128 @@
+"""Joins records that several people or clusters made of one suite. Nothing is overwritten and nothing is unpacked."""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.messages import SuiteError
+from benchmarks.record import Record, Records, parse_record
+from benchmarks.spec import PROTOCOL, canonical_json, digest
+
+LARGEST_RECORD = 50 * 2**20
+"""Bytes; a file in an archive that claims more is no record."""
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Two records of one trial whose results differ; `first` is kept."""
+
+    first: Record
+    second: Record
+    source: str
+
+    def differences(self) -> Iterator[tuple[str, str, str]]:
+        """What, first, second: test accuracy, then every part of the environments that differs."""
+        yield "test accuracy", _accuracy(self.first), _accuracy(self.second)
+        ours, theirs = (record.observed.get("environment") or {} for record in (self.first, self.second))
+        for key in dict.fromkeys([*ours, *theirs]):
+            if ours.get(key) != theirs.get(key):
+                yield key, str(ours.get(key)), str(theirs.get(key))
+
+
+@dataclass
+class Merged:
+    """What came of a merge. alike: records that were there already with the same result."""
+
+    added: int = 0
+    alike: int = 0
+    conflicts: list[Conflict] = field(default_factory=list)
+
+
+def merge(sources: Sequence[Path], suite: str, records: Records, wanted: Iterable[str]) -> Merged:
+    """Copy the records of the trials `wanted` into `records`; of two results the one that is there first stays.
+
+    sources: output folders, folders of records, or tar or zip archives of either. Raises SuiteError, with nothing
+    written, for sources that are no such thing and for records of other protocols or of other data; RecordError for
+    damaged records.
+    """
+    keys = set(wanted)
+    found = [(record, str(source)) for source in sources for record in _records_in(source, suite) if record.id in keys]
+    there = [(record, str(records.folder)) for record in records if record.id in keys]
+    _check(there + found)
+    merged = Merged()
+    for record, source in found:
+        kept = records.get(record.id)
+        if kept is None:
+            records.put(record)
+            merged.added += 1
+        elif canonical_json(kept.result) == canonical_json(record.result):
+            merged.alike += 1
+        else:
+            merged.conflicts.append(Conflict(kept, record, source))
+    return merged
+
+
+def _records_in(source: Path, suite: str) -> Iterator[Record]:
+    for name, text in _files_in(source, suite):
+        record = parse_record(text, name)
+        if record.id != digest(record.spec):
+            raise SuiteError(f"{name}: its id is not that of its specification; it is no record of this program")
+        yield record
+
+
+def _files_in(source: Path, suite: str) -> Iterator[tuple[str, bytes]]:
+    """Name and content of every record file; of an archive only regular files are read, under no name of theirs."""
+    if source.is_dir():
+        places = (source / suite / "records", source / "records", source)
+        for path in sorted(next(place for place in places if place.is_dir()).glob("*.json")):
+            yield str(path), path.read_bytes()
+    elif source.is_file() and tarfile.is_tarfile(source):
+        with tarfile.open(source) as archive:
+            for member in archive:
+                if member.isfile() and _is_record(member.name, suite) and member.size <= LARGEST_RECORD:
+                    file = archive.extractfile(member)
+                    assert file is not None
+                    yield f"{source}:{member.name}", file.read()
+    elif source.is_file() and zipfile.is_zipfile(source):
+        with zipfile.ZipFile(source) as archive:
+            for info in archive.infolist():
+                if not info.is_dir() and _is_record(info.filename, suite) and info.file_size <= LARGEST_RECORD:
+                    yield f"{source}:{info.filename}", archive.read(info)
+    else:
+        raise SuiteError(f"{source}: neither a folder nor a tar or zip archive; merge takes output folders or archives")
+
+
+def _is_record(name: str, suite: str) -> bool:
+    """A JSON file in a folder `records`, of this suite if one is named above it, or in no folder at all."""
+    parts = Path(name).parts
+    if not name.endswith(".json"):
+        return False
+    if "records" not in parts[:-1]:
+        return len(parts) == 1
+    above = parts[: parts.index("records")]
+    return not above or above[-1] == suite or len(above) == 1
+
+
+def _check(found: Sequence[tuple[Record, str]]) -> None:
+    """Refuse records of another protocol, and different data under one description of it."""
+    digests: dict[str, tuple[Any, str]] = {}
+    for record, source in found:
+        if (protocol := record.spec.get("protocol")) != PROTOCOL:
+            raise SuiteError(f"{source}: record {record.id} is of protocol {protocol}, this version is {PROTOCOL}")
+        data, seen = canonical_json(record.spec.get("data")), record.observed.get("data_digest")
+        first, where = digests.setdefault(data, (seen, source))
+        if seen != first and None not in (seen, first):
+            raise SuiteError(
+                f"{source}: record {record.id} was made from other data ({seen}) than those in {where} ({first}); "
+                "results on different images cannot stand in one table"
+            )
+
+
+def _accuracy(record: Record) -> str:
+    metrics: Mapping[str, Any] = record.result.get("metrics") or {}
+    return f"{100 * metrics['test_accuracy']:.2f} %" if "test_accuracy" in metrics else record.status

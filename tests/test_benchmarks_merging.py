@@ -1,0 +1,142 @@
+"""Joining records of several people: what is added, what is refused, and that hostile archives stay text."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import zipfile
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.merging import merge
+from benchmarks.messages import SuiteError
+from benchmarks.record import Record, RecordError, Records
+from benchmarks.spec import digest
+from tests.fabricated import make_plan, make_record, make_suite, write_records
+from tests.harness import cli, copy_finished, finished
+
+PLAN = make_plan(make_suite(["float", "uniform-lsq", "hawq"], seeds=(0, 1)))
+IDS = [trial.id for trial in PLAN.trials]
+
+
+def seed(number):
+    return lambda trial: trial.spec.seed != number
+
+
+def joined(tmp_path, *sources, wanted=IDS):
+    records = Records(tmp_path / "joined" / "fabricated" / "records")
+    return records, merge(sources, "fabricated", records, wanted)
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.json")}
+
+
+def test_two_halves_make_a_whole(tmp_path):
+    places = [tmp_path / name / "fabricated" / "records" for name in "ab"]
+    halves = [write_records(PLAN, place, leave_out=seed(number)).folder for number, place in enumerate(places)]
+    records, merged = joined(tmp_path, tmp_path / "a", tmp_path / "b")
+    assert (merged.added, merged.alike, merged.conflicts) == (6, 0, [])
+    assert content(records.folder) == content(halves[0]) | content(halves[1])
+    _, again = joined(tmp_path, halves[0], tmp_path / "b")
+    assert (again.added, again.alike) == (0, 6)
+
+
+def archive(path, files):
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as file:
+            for name, text in files.items():
+                file.writestr(name, text)
+    else:
+        with tarfile.open(path, "w:gz") as file:
+            for name, text in files.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(text)
+                file.addfile(info, io.BytesIO(text))
+    return path
+
+
+@pytest.mark.parametrize("name", ["them.tar.gz", "them.zip"])
+def test_archives_are_read_and_never_unpacked(tmp_path, name):
+    folder = write_records(PLAN, tmp_path / "records").folder
+    files = {f"runs/fabricated/records/{name}": text for name, text in content(folder).items()}
+    outside = {f"../../{name}": text for name, text in list(content(folder).items())[:1]}
+    other = {"runs/other/records/nonsense.json": b"{}", "runs/fabricated/report/index.html": b"<b>"}
+    records, merged = joined(tmp_path, archive(tmp_path / name, files | outside | other))
+    assert merged.added == 6
+    assert content(records.folder) == content(folder)
+    assert {path.name for path in tmp_path.iterdir()} == {"records", "joined", name}
+
+
+def test_an_id_that_is_a_path_is_refused(tmp_path):
+    record = make_record(PLAN.trials[0])
+    hostile = Record("../../../evil", record.spec, record.result, record.observed)
+    source = archive(tmp_path / "them.zip", {"records/x.json": hostile.to_json().encode()})
+    with pytest.raises(SuiteError, match="not that of its specification"):
+        joined(tmp_path, source, wanted=["../../../evil"])
+    assert not list(tmp_path.rglob("evil*"))
+
+
+def test_two_results_are_kept_apart_and_shown_with_their_environments(tmp_path):
+    write_records(PLAN, tmp_path / "a")
+
+    def elsewhere(trial, result, observed):
+        if trial.row == "hawq":
+            result["metrics"]["test_accuracy"] = 0.5
+            observed["environment"]["processor"] = "another"
+
+    write_records(PLAN, tmp_path / "b", elsewhere)
+    records, merged = joined(tmp_path, tmp_path / "a", tmp_path / "b")
+    assert (merged.added, merged.alike, len(merged.conflicts)) == (6, 4, 2)
+    assert content(records.folder) == content(tmp_path / "a")
+    shown = dict((what, (first, second)) for what, first, second in merged.conflicts[0].differences())
+    assert shown["processor"] == ("x86_64", "another")
+    assert shown["test accuracy"][1] == "50.00 %"
+    assert set(shown) == {"test accuracy", "processor"}
+
+
+def refused(tmp_path, change, message):
+    trial = PLAN.trials[0]
+    write_records(PLAN, tmp_path / "a", leave_out=lambda other: other.id == trial.id)
+    bad = Records(tmp_path / "b")
+    record = change(make_record(trial))
+    bad.folder.mkdir()
+    bad.put(record)
+    with pytest.raises(SuiteError, match=message):
+        joined(tmp_path, tmp_path / "a", tmp_path / "b", wanted=[*IDS, record.id])
+    assert not (tmp_path / "joined").exists()
+
+
+def test_other_data_are_refused_before_anything_is_written(tmp_path):
+    refused(tmp_path, lambda record: replace(record, observed={**record.observed, "data_digest": "x"}), "other data")
+
+
+def test_other_protocols_are_refused_before_anything_is_written(tmp_path):
+    def older(record):
+        spec = {**record.spec, "protocol": 0}
+        return replace(record, id=digest(spec), spec=spec)
+
+    refused(tmp_path, older, "protocol 0")
+
+
+def test_what_is_no_source_and_what_was_altered_is_refused(tmp_path):
+    with pytest.raises(SuiteError, match="neither a folder nor"):
+        joined(tmp_path, tmp_path / "nothing")
+    folder = write_records(PLAN, tmp_path / "a").folder
+    path = next(folder.glob("*.json"))
+    altered = json.loads(path.read_text())
+    altered["result"]["search_stopped"] = True
+    path.write_text(json.dumps(altered))
+    with pytest.raises(RecordError, match="altered"):
+        joined(tmp_path, folder)
+
+
+def test_merge_as_a_command(tmp_path):
+    suite, out = finished().suite, copy_finished(tmp_path / "theirs")
+    ran = cli("merge", out, "--suite", suite, "--out", tmp_path / "ours")
+    assert ran.code == 0, ran.err
+    assert "6 records added, 0 there already, 0 with two results; 0 of 6 trials are missing" in ran.out
+    assert (tmp_path / "ours" / "tiny" / "report" / "index.html").exists()
+    assert cli("merge", tmp_path / "gone", "--suite", suite, "--out", tmp_path / "ours").code == 2
