@@ -239,8 +239,11 @@ def show_plan(
     ids: Annotated[bool, typer.Option("--ids", help="Print the ids of missing trials, one a line.")] = False,
     as_json: JsonOption = False,
     measure: Annotated[bool, typer.Option("--measure", help="Time a step of each kind here: hours, disk.")] = False,
+    gap: Annotated[float | None, typer.Option("--gap", help="Points: how many seeds show such a difference?")] = None,
 ) -> None:
     """Show a suite's trials, ceilings in BOPs, and what is done, without running anything."""
+    if gap is not None and not gap > 0:
+        raise SuiteError(f"--gap {gap:g}: give a difference in points above 0, such as 0.5")
     session = open_session(suite, out, data, methods, models, seeds, overrides, needs_data=measure)
     records = session.workspace.records
     if ids:
@@ -266,6 +269,8 @@ def show_plan(
     )
     if measure:
         _show_estimate(session)
+    if gap is not None:
+        _show_power(session, gap / 100)
     console.print(f"next: python runner.py --suite {suite}", markup=False)
 
 
@@ -292,6 +297,19 @@ def _show_estimate(session: Session) -> None:
     )
     if not session.suite.resources.compile and found.rows:
         console.print(_advice(compiling(max(found.rows, key=lambda row: row.time.finetune), place)))
+
+
+def _show_power(session: Session, gap: float) -> None:
+    """Seeds that a gap needs, at the spread of the records here, else of those shipped with this repository."""
+    from benchmarks.record import Records
+    from reports.comparison import gather
+    from reports.power import advice, spreads
+    from reports.verification import REFERENCE
+
+    own = gather(session.plan, session.workspace.records)
+    shipped = gather(session.plan, Records(REFERENCE / session.suite.suite))
+    for line in advice(own if spreads(own) else shipped, gap):
+        console.print(line, markup=False)
 
 
 def _advice(outcome: Compiling | str) -> str:
