@@ -34,8 +34,9 @@ def build_report(plan: Plan, records: RecordSource, out: Path) -> Report:
     """Write the report of a plan into `out`, each file whole or not at all; missing trials are shown as missing.
 
     Files: suite.yaml (the suite as resolved), table.csv (a row per trial), summary.csv (a row per cell), table.tex,
-    pareto.pdf and .png, profile.pdf and .png, bits.png, report.md, index.html. The same plan and records give
-    the same bytes. Raises ComparisonError where records of several protocols or data sets would stand in one table.
+    figures (pareto, profile, attainment, curves, each .pdf and .png, and bits.png), report.md, index.html. The same
+    plan and records give the same bytes. Raises ComparisonError where records of several protocols or data sets would
+    stand in one table.
     """
     comparison = gather(plan, records)
     paths = []
@@ -60,16 +61,23 @@ def _files(comparison: Comparison, summaries: tuple[Summary, ...]) -> Iterator[t
 
 def _pictures(comparison: Comparison, summaries: tuple[Summary, ...]) -> tuple[dict[str, bytes], str]:
     """The figures by file name, and the Pareto figure's caption. Matplotlib is imported here, when it is needed."""
+    from reports.attainment_figure import attainment_figure
     from reports.bits_figure import bits_figure
+    from reports.curves_figure import curves_figure
     from reports.figures import caption_parts, pareto_figure, save
     from reports.profile_figure import profile_figure
 
     pareto, profiles = pareto_figure(comparison, summaries), profile_figure(comparison, row_scores(comparison))
+    attainment, losses = attainment_figure(comparison), curves_figure(comparison)
     figures = (
         ("pareto.pdf", pareto, 180),
         ("pareto.png", pareto, 180),
         ("profile.pdf", profiles, 180),
         ("profile.png", profiles, 180),
+        ("attainment.pdf", attainment, 180),
+        ("attainment.png", attainment, 180),
+        ("curves.pdf", losses, 180),
+        ("curves.png", losses, 180),
         ("bits.png", bits_figure(comparison), 110),
     )
     pictures = {}

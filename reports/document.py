@@ -11,6 +11,8 @@ from reports.agreement import agreement_table
 from reports.claims import READING as CLAIMS_READING
 from reports.claims import claims_tables
 from reports.comparison import Comparison
+from reports.fronts import READING as FRONTS_READING
+from reports.fronts import fronts_table
 from reports.page import CONVENTION_WORDS, STAYS_FLOAT, absent, account_table, audit_line, bops_table, standing
 from reports.provenance import commits_of, environments
 from reports.summary import Summary
@@ -24,6 +26,7 @@ def write(comparison: Comparison, summaries: Sequence[Summary], caption: str) ->
             *_head(comparison, summaries),
             *_results(comparison, summaries, caption),
             *_across(comparison),
+            *_fronts(comparison),
             *_claims(comparison),
             *_absent(comparison),
             *_list("Warnings", comparison.warnings),
@@ -32,6 +35,7 @@ def write(comparison: Comparison, summaries: Sequence[Summary], caption: str) ->
             escape_markdown(audit_line(comparison)) + "\n",
             "## Compute account\n",
             _filled(account_table(comparison), "No trial has left an account yet."),
+            "![Training loss against compute spent](curves.png)\n",
             "## Bit-operations\n",
             *(f"- `{name}`: {words}" for name, words in CONVENTION_WORDS.items()),
             "",
@@ -66,6 +70,12 @@ def _across(comparison: Comparison) -> list[str]:
         lines += [f"### {title}\n", markdown(table)]
     picture = "![Share of runs against points lost to the float control](profile.png)\n"
     return ["## Over all networks and ceilings\n", *lines, f"{ACROSS_READING}\n", picture] if lines else []
+
+
+def _fronts(comparison: Comparison) -> list[str]:
+    table = fronts_table(comparison)
+    picture = "![Best accuracy with at most so many bit-operations](attainment.png)\n"
+    return ["## Accuracy over bit-operations\n", markdown(table), f"{FRONTS_READING}\n", picture] if table.rows else []
 
 
 def _claims(comparison: Comparison) -> list[str]:

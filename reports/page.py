@@ -21,6 +21,8 @@ from reports.agreement import agreement_table
 from reports.claims import READING as CLAIMS_READING
 from reports.claims import claims_tables
 from reports.comparison import STATE_WORDS, Comparison, Outcome
+from reports.fronts import READING as FRONTS_READING
+from reports.fronts import fronts_table
 from reports.provenance import commits_of, environments
 from reports.strips import COLOURS, strips_of
 from reports.summary import ENOUGH_SEEDS, Summary, comparisons_called
@@ -41,6 +43,8 @@ CONVENTION_WORDS = {
     "edges32": "first and last layer counted as float, 32×32",
 }
 
+SHOWN = ("pareto.png", "profile.png", "attainment.png", "curves.png")
+
 STRIPS_OPEN = 24
 """Up to so many strips of one network are shown unfolded."""
 
@@ -49,7 +53,7 @@ LONGEST_REPORT = 4000
 
 
 def render(comparison: Comparison, summaries: Sequence[Summary], pictures: Mapping[str, bytes], caption: str) -> str:
-    """The page. pictures: `pareto.png`, whose bars `caption` explains, and `profile.png`."""
+    """The page. pictures: SHOWN by file name; `caption` explains the bars of `pareto.png`."""
     folder = Path(__file__).parent
     environment = Environment(
         loader=FileSystemLoader(folder),
@@ -62,8 +66,7 @@ def render(comparison: Comparison, summaries: Sequence[Summary], pictures: Mappi
     return template.render(
         _context(comparison, summaries),
         css=(folder / "page.css").read_text(encoding="utf-8"),
-        figure=base64.b64encode(pictures["pareto.png"]).decode(),
-        profiles=base64.b64encode(pictures["profile.png"]).decode(),
+        pictures={name: base64.b64encode(picture).decode() for name, picture in pictures.items() if name in SHOWN},
         caption=caption,
     )
 
@@ -81,6 +84,8 @@ def _context(comparison: Comparison, summaries: Sequence[Summary]) -> dict[str, 
         "tables": summary_tables(comparison, summaries),
         "across": across_tables(comparison),
         "across_reading": ACROSS_READING,
+        "fronts": fronts_table(comparison),
+        "fronts_reading": FRONTS_READING,
         "claims": claims_tables(comparison),
         "claims_reading": CLAIMS_READING,
         "agreement": agreement_table(comparison),

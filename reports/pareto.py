@@ -43,3 +43,24 @@ def front(points: Iterable[Point]) -> list[Point]:
         if last is None or point.accuracy > last.accuracy or (point.bops, point.accuracy) == (last.bops, last.accuracy):
             kept.append(point)
     return kept
+
+
+def hypervolume(points: Iterable[Point], bops: tuple[float, float], worst: float) -> float:
+    """Share of the rectangle (log BOPs between `bops`) x (accuracy `worst` to 1) that the points dominate.
+
+    The reference point is (bops[1], worst): a point dominates what costs more and is right less often. Points dearer
+    than bops[1] or below `worst` add nothing. Raises ValueError for an empty rectangle.
+
+    >>> hypervolume([Point(1.0, 0.5)], (1.0, math.e), 0.0), hypervolume([Point(math.e**0.5, 0.5)], (1.0, math.e), 0.0)
+    (0.5, 0.25)
+    """
+    low, high = map(math.log, bops)
+    if high <= low or worst >= 1:
+        raise ValueError(f"the rectangle from {bops[0]:g} to {bops[1]:g} BOPs and from accuracy {worst:g} is empty")
+    kept = [point for point in front(points) if point.bops < bops[1] and point.accuracy > worst]
+    starts = [max(low, math.log(point.bops)) for point in kept]
+    areas = [
+        (end - start) * (point.accuracy - worst)
+        for point, start, end in zip(kept, starts, [*starts, high][1:], strict=True)
+    ]
+    return math.fsum(areas) / ((high - low) * (1 - worst))

@@ -1,0 +1,61 @@
+"""Anytime curves: training loss of the fine-tuning against all compute spent so far, the search's included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from reports.account import account_of
+from reports.comparison import Cell, Comparison, Outcome
+from reports.figures import STYLE
+from reports.marks import marker, plain
+from reports.panels import legend_of, panels_of
+
+
+def curves_figure(comparison: Comparison) -> Figure:
+    """A panel per network, at its lowest ceiling, where rows differ most; lines are means over seeds and draws."""
+    lowest = {model: _lowest_ceiling(comparison, model) for model in comparison.models}
+    drawn = {model: ceiling for model, ceiling in lowest.items() if ceiling}
+    with rc_context(STYLE):
+        figure, panels = panels_of(list(drawn) or ["no curves yet"])
+        for axes, (model, ceiling) in zip(panels, drawn.items(), strict=False):
+            cells = [c for c in comparison.of(model) if c.ceiling == ceiling or c.is_float]
+            for cell in cells:
+                _line(axes, comparison, cell)
+            axes.set_title(f"{plain(model)}, {ceiling}", parse_math=False)
+            axes.set_xlabel("recipe epochs of compute spent")
+            axes.set_ylabel("training loss")
+        legend_of(figure, panels)
+    return figure
+
+
+def _lowest_ceiling(comparison: Comparison, model: str) -> str | None:
+    cells = [cell for cell in comparison.of(model) if not cell.is_float and cell.ok]
+    if not cells:
+        return None
+    return min(cells, key=lambda cell: cell.outcomes[0].trial.spec.ceiling_bops or 0).ceiling
+
+
+def _line(axes: Axes, comparison: Comparison, cell: Cell) -> None:
+    found = [points for outcome in cell.ok if (points := spent_and_loss(outcome))]
+    shortest = min(map(len, found), default=0)
+    if not shortest:
+        return
+    x, y = np.mean([points[:shortest] for points in found], 0).T
+    look = marker(comparison.rows.index(cell.row))
+    axes.plot(x, y, color=look["color"], linewidth=1.2, label=plain(cell.row))
+
+
+def spent_and_loss(outcome: Outcome) -> Sequence[tuple[float, float]]:
+    """(recipe epochs spent, training loss) of every point of the fine-tuning's curve; empty where there is none."""
+    account = account_of(outcome)
+    curve = (outcome.result.get("curves") or {}).get("finetune") or []
+    tuned = next((entry for entry in account.phases if entry.name == "finetune"), None) if account else None
+    if account is None or tuned is None or not tuned.steps:
+        return []
+    before, each = account.epochs_of("search"), tuned.epochs / tuned.steps
+    return [(before + each * point["step"], point["loss"]) for point in curve if "loss" in point]
