@@ -20,7 +20,7 @@ from benchmarks.engines import Engine, EngineError, Job, Outcome, run_jobs
 from benchmarks.messages import SuiteError, unknown
 from benchmarks.record import Record, RecordError
 from benchmarks.rows import MethodEntry, options_of
-from benchmarks.session import Session, assignment, check_writable, open_session
+from benchmarks.session import Session, assignment, check_writable, open_session, shares_of
 from benchmarks.spec import ProceduralSpec
 from benchmarks.suite import Suite, load_suite, suite_names
 from methods import UnknownMethodError, known_methods, load_method
@@ -211,6 +211,49 @@ def _report(session: Session, *, always: bool = False) -> None:
     for warning in report.warnings:
         errors.print(f"warning: {warning}", markup=False)
     stamp_file.write_text(stamp, encoding="utf-8")
+
+
+@app.command()
+def sweep(
+    suite: SuiteOption = "quick",
+    data: DataOption = None,
+    out: OutOption = DEFAULT_OUT,
+    engine: EngineOption = "ray",
+    address: AddressOption = None,
+    methods: MethodsOption = "",
+    models: ModelsOption = "",
+    seeds: SeedsOption = "",
+    overrides: SetOption = [],  # noqa: B006 (typer copies it)
+    shares: Annotated[
+        str, typer.Option("--shares", help="Of the suite's compute, separated by commas.")
+    ] = "0.25,0.5,1,2",
+) -> None:
+    """Run a suite at several shares of its compute, and say whether the order of methods hangs on it."""
+    from reports.comparison import ComparisonError, gather
+    from reports.stability import write
+
+    whole = open_session(suite, out, data, methods, models, seeds, overrides, engine=engine)
+    check_writable(out)
+    sessions = {
+        share: open_session(
+            suite, out, data, methods, models, seeds, [*overrides, f"compute.epochs={epochs!r}"], engine=engine
+        )
+        for share, epochs in shares_of(shares, whole.suite.compute.epochs).items()
+    }
+    lost: dict[str, str] = {}
+    for session in sessions.values():
+        if session.missing():
+            lost |= _run(session, _engine(engine, address, session.suite), None)
+    try:
+        found = {share: gather(session.plan, session.workspace.records) for share, session in sessions.items()}
+    except ComparisonError as error:
+        raise SuiteError(str(error)) from error
+    console.print(f"stability: {write(found, whole.workspace.report)}", markup=False)
+    if lost:
+        errors.print(
+            f"{len(lost)} trials were lost: {next(iter(lost.values()))}; run the same command again", markup=False
+        )
+        raise typer.Exit(FAILED)
 
 
 @app.command("list")

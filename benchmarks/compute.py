@@ -138,12 +138,14 @@ class Entry:
 class Account:
     """MACs granted to a trial and what has been charged, by phase; `shown` is counted but not charged.
 
-    epoch_macs: what one recipe epoch of fine-tuning costs, the unit in which tables speak.
+    epoch_macs: what one recipe epoch of fine-tuning costs, the unit in which tables speak. free_search: what the search
+    spends is counted, and fine-tuning gets the whole grant all the same.
     """
 
     granted_macs: int
     epoch_macs: int
     search_share: float
+    free_search: bool = False
     phases: dict[str, Entry] = field(default_factory=dict)
     shown: dict[str, Entry] = field(default_factory=dict)
 
@@ -152,8 +154,14 @@ class Account:
         return sum(entry.macs for entry in self.phases.values())
 
     @property
-    def remaining_macs(self) -> int:
-        return self.granted_macs - self.spent_macs
+    def searched_macs(self) -> int:
+        """What the search has spent."""
+        return sum(entry.macs for name, entry in self.phases.items() if name.startswith("search/"))
+
+    @property
+    def finetune_macs(self) -> int:
+        """What fine-tuning may spend after the search."""
+        return self.granted_macs - (0 if self.free_search else self.searched_macs)
 
     @property
     def search_macs(self) -> int:
@@ -189,6 +197,7 @@ class Account:
             "granted_macs": self.granted_macs,
             "epoch_macs": self.epoch_macs,
             "search_share": self.search_share,
+            **({"free_search": True} if self.free_search else {}),
             "phases": charged,
             "shown": shown,
         }

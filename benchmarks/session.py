@@ -109,6 +109,21 @@ def _seeds(text: str) -> list[int]:
         raise SuiteError(f"--seeds {text!r}: write whole numbers separated by commas, such as 0,1,2") from None
 
 
+def shares_of(text: str, epochs: float) -> dict[float, float]:
+    """Share -> epochs, ascending. Raises SuiteError.
+
+    >>> shares_of("1,0.5", 9)
+    {0.5: 4.5, 1.0: 9.0}
+    """
+    try:
+        shares = sorted({float(part) for part in _names(text)})
+    except ValueError:
+        shares = []
+    if not shares or not all(0 < share < float("inf") for share in shares):
+        raise SuiteError(f"--shares {text!r}: write numbers above 0 separated by commas, such as 0.25,0.5,1,2")
+    return {share: share * epochs for share in shares}
+
+
 def check_writable(out: Path) -> None:
     """Raises SuiteError for an output folder that cannot be written to."""
     try:

@@ -74,7 +74,8 @@ class Setting:
         per_image = problem.price_per_image(WeightTraining.PHASE)
         quantization_off(problem.model)
         images = self.epoch_steps * spec.recipe.batch_size
-        return Account(round(spec.compute.epochs * images) * per_image, images * per_image, spec.compute.search_share)
+        granted, compute = round(spec.compute.epochs * images) * per_image, spec.compute
+        return Account(granted, images * per_image, compute.search_share, free_search=compute.free_search)
 
 
 def quantizer_options(spec: TrialSpec) -> QuantizerOptions:

@@ -197,10 +197,14 @@ class Pretraining(Config):
 
 
 class ComputeSpec(Config):
-    """epochs: recipe epochs granted to every trial; search_share: the part of them that a search may spend."""
+    """epochs: recipe epochs granted to every trial; search_share: the part of them that a search may spend.
+
+    free_search: what a search spends is not taken from its fine-tuning, as in most papers.
+    """
 
     epochs: float = Field(gt=0)
     search_share: float = Field(0.0, ge=0, lt=1)
+    free_search: bool = Field(False, exclude_if=lambda free: not free)
 
 
 class MethodSpec(Config):

@@ -54,10 +54,14 @@ class Resources(Config):
 
 
 class ComputeGrant(Config):
-    """epochs: recipe epochs per trial; search_share: by method, `default` for the rest; searches alone have one."""
+    """epochs: recipe epochs per trial; search_share: by method, `default` for the rest; searches alone have one.
+
+    protocol: `charged`, what a search spends its fine-tuning does not get; `free-search`, it gets all the same.
+    """
 
     epochs: float = Field(gt=0)
     search_share: dict[str, float] = Field(default_factory=lambda: {"default": 0.25})
+    protocol: Literal["charged", "free-search"] = "charged"
 
     @field_validator("search_share", mode="before")
     @classmethod
@@ -229,6 +233,7 @@ def _cell(suite: Suite, model: ModelSpec, ledger: Ledger, ceiling: str, budget: 
         method, options = load_method(entry.name), options_of(entry)
         quantizer, recipe = settled(entry, suite.quantizer, suite.recipe)
         share = suite.compute.share_of(entry.name) if method.searches else 0.0
+        free = method.searches and suite.compute.protocol == "free-search"
         for seed in suite.seeds:
             for draw in range(entry.draws):
                 spec = TrialSpec(
@@ -241,7 +246,7 @@ def _cell(suite: Suite, model: ModelSpec, ledger: Ledger, ceiling: str, budget: 
                     ceiling_bops=budget if method.quantizes else None,
                     quantizer=quantizer,
                     recipe=recipe,
-                    compute=ComputeSpec(epochs=suite.compute.epochs, search_share=share),
+                    compute=ComputeSpec(epochs=suite.compute.epochs, search_share=share, free_search=free),
                     seed=seed,
                     draw=draw,
                 )

@@ -212,10 +212,10 @@ def _finetune(trial: _Trial) -> Generator[Progress, None, nn.Module]:
     problem.trainee = training
     price = problem.price(WeightTraining.PHASE)
     granted = round(spec.compute.epochs * trial.setting.epoch_steps)
-    spent_searching = sum(e.macs for name, e in trial.account.phases.items() if name.startswith("search/"))
-    training.total = min(granted, (trial.account.granted_macs - spent_searching) // price)
+    training.total = min(granted, trial.account.finetune_macs // price)
     torch.manual_seed(stream_seed(spec.seed, "finetune/dropout"))
-    loop = Loop(problem, training, "finetune", limit=trial.account.granted_macs, total=training.total)
+    limit = trial.account.searched_macs + trial.account.finetune_macs
+    loop = Loop(problem, training, "finetune", limit=limit, total=training.total)
     if saved:
         problem.model.load_state_dict(saved["model"])
         loop.load_state_dict(saved["loop"])

@@ -250,7 +250,8 @@ def _result_warnings(outcomes: Iterable[Outcome]) -> list[str]:
         if not outcome.ok:
             continue
         account = outcome.result["account"]
-        if sum(phase["macs"] for phase in account.get("phases", ())) > account.get("granted_macs", math.inf):
+        charged = [p for p in account.get("phases", ()) if not account.get("free_search") or p["name"] == "finetune"]
+        if sum(phase["macs"] for phase in charged) > account.get("granted_macs", math.inf):
             warnings.append(f"{outcome.trial.label}: spent more compute than it was granted")
         if wide := [row for row in outcome.result.get("audit") or () if row["levels"] > 2 ** row["bits"]]:
             warnings.append(f"{outcome.trial.label}: {len(wide)} tensors hold more codes than their bits allow")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from benchmarks.spec import DataSpec, ModelSpec
 from methods.contract import MicroBatch
 from methods.quantization.modules import quant_layers
 from methods.sensitivity import hessian_samples
-from tests.harness import comparable, finished, tiny_suite
+from tests.harness import cli, comparable, finished, tiny_suite, write_suite
 from tests.problems import make_problem
 
 IMAGENET = DataSpec(dataset="imagefolder", image_size=224, classes=1000)
@@ -102,7 +103,8 @@ def test_an_account_adds_up_and_survives_a_restart():
     account.charge("search/a", 4, 10)
     account.charge("finetune", 2, 30)
     account.show("evaluation", 50, 7)
-    assert (account.spent_macs, account.remaining_macs, account.search_macs) == (140, 860, 250)
+    assert (account.spent_macs, account.searched_macs, account.search_macs) == (140, 80, 250)
+    assert (account.finetune_macs, replace(account, free_search=True).finetune_macs) == (920, 1000)
     other = Account(granted_macs=1000, epoch_macs=100, search_share=0.25)
     other.load_state_dict(account.state_dict())
     assert other == account
@@ -133,3 +135,22 @@ def test_no_trial_is_charged_more_than_its_grant_and_the_searches_have_used_thei
         left = account["granted_macs"] - spent
         step = finetune["macs_per_image"] * spec["recipe"]["batch_size"]
         assert left < step or spec["method"]["name"] == "float", name  # float steps are cheaper; their number is capped
+
+
+def test_where_searches_are_free_fine_tuning_gets_the_whole_grant(tmp_path):
+    compute = {"epochs": 0.3, "search_share": 0.9, "protocol": "free-search"}
+    suite = write_suite(tmp_path, methods=["uniform-lsq", "metamix"], compute=compute)
+    ran = cli("--suite", suite, "--engine", "local", "--out", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    assert "spent more compute" not in ran.err
+    charged = comparable(finished().out / "tiny" / "records")
+    free = comparable(tmp_path / "out" / "tiny" / "records")
+    assert free["uniform-lsq 0"] == charged["uniform-lsq 0"]  # nothing to search: the same trial
+    (spec, result), (charged_spec, charged_result) = free["metamix 0"], charged["metamix 0"]
+    assert spec["compute"] == {**charged_spec["compute"], "free_search": True}
+    assert result["policy"] == charged_result["policy"]
+    *searched, tuned = result["account"]["phases"]
+    assert searched == charged_result["account"]["phases"][:-1]
+    assert tuned["macs"] == result["account"]["granted_macs"]
+    page = (tmp_path / "out" / "tiny" / "report" / "index.html").read_text(encoding="utf-8")
+    assert "Searches are free here" in page

@@ -1,0 +1,144 @@
+"""Whether the order of methods hangs on how much compute there is: one suite at several shares of its epochs."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from benchmarks.record import write_atomic
+from reports.across import RowScores, row_scores
+from reports.comparison import Comparison
+from reports.display import NOTHING, interval, points
+from reports.figures import STYLE, save
+from reports.marks import marker, plain
+from reports.resampling import Scores, interquartile_interval, interquartile_mean
+from reports.tables import Row, Table, escape_markdown, markdown
+
+Sweep = Mapping[float, Comparison]
+"""Share of the suite's epochs -> the comparison at it."""
+
+READING = (
+    "Score: interquartile mean over networks, ceilings and seeds of test accuracy minus that of the same seed's "
+    "float control at the same compute, points. Kendall's tau-b of two shares: over all pairs of rows, on their "
+    "means over seeds within each network and ceiling, averaged over those; 1 where both shares order all rows "
+    "alike, -1 where in reverse."
+)
+
+
+def kendall_tau(ours: Mapping[str, float], theirs: Mapping[str, float]) -> float | None:
+    """Kendall's tau-b of two orders of the same names; None where one of them ties everything, or for one name.
+
+    (concordant - discordant pairs) / sqrt((pairs - ties of one) (pairs - ties of the other)).
+
+    >>> kendall_tau({"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 3, "c": 2})
+    0.3333333333333333
+    """
+    agreeing = untied_ours = untied_theirs = 0
+    for one, other in combinations(sorted(ours.keys() & theirs.keys()), 2):
+        x, y = np.sign(ours[one] - ours[other]), np.sign(theirs[one] - theirs[other])
+        agreeing += int(x * y)
+        untied_ours += int(x != 0)
+        untied_theirs += int(y != 0)
+    if not untied_ours or not untied_theirs:
+        return None
+    return agreeing / math.sqrt(untied_ours * untied_theirs)
+
+
+def stability(ours: Mapping[str, Scores], theirs: Mapping[str, Scores]) -> float | None:
+    """Mean tau over networks and ceilings of the rows that both have; row -> network -> (seeds, ceilings)."""
+    rows = sorted(ours.keys() & theirs.keys())
+    taus = []
+    for model in ours[rows[0]] if rows else ():
+        for ceiling in range(ours[rows[0]][model].shape[1]):
+            means = [{row: float(side[row][model][:, ceiling].mean()) for row in rows} for side in (ours, theirs)]
+            taus.append(kendall_tau(*means))
+    known = [tau for tau in taus if tau is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def write(sweep: Sweep, folder: Path) -> Path:
+    """Write stability.md, stability.png and stability.pdf; returns the first."""
+    scored = {share: row_scores(comparison) for share, comparison in sorted(sweep.items())}
+    figure = stability_figure(sweep, scored)
+    for form in ("png", "pdf"):
+        drawn = io.BytesIO()
+        save(figure, drawn, form)
+        write_atomic(folder / f"stability.{form}", lambda file, drawn=drawn: file.write(drawn.getvalue()))  # type: ignore[misc]
+    path = folder / "stability.md"
+    write_atomic(path, lambda file: file.write("\n".join(_document(sweep, scored)).encode()))
+    return path
+
+
+def _document(sweep: Sweep, scored: Mapping[float, list[RowScores]]) -> Iterator[str]:
+    suite = next(iter(sweep.values())).plan.suite
+    yield f"# {escape_markdown(suite.suite)} at {', '.join(f'{share:g}' for share in scored)} of its compute\n"
+    yield "![Score against compute](stability.png)\n"
+    yield markdown(scores_table(scored))
+    yield markdown(taus_table(scored))
+    yield READING + "\n"
+
+
+def scores_table(scored: Mapping[float, list[RowScores]]) -> Table:
+    """Row -> score at every share."""
+    names = list(dict.fromkeys(row.row for rows in scored.values() for row in rows))
+    by_share = {share: {row.row: row for row in rows} for share, rows in scored.items()}
+    header = ("Method", *(f"x{share:g}" for share in scored))
+    lines = [Row((name, *(_score(by_share[share].get(name)) for share in scored))) for name in names]
+    return Table(header, tuple(lines), frozenset(header[1:]))
+
+
+def _score(row: RowScores | None) -> str:
+    if row is None or row.absent:
+        return row.absent if row else NOTHING
+    middle = points(interquartile_mean(row.pooled))
+    if all(len(values) == 1 for values in row.scores.values()):
+        return middle
+    return middle + interval(interquartile_interval(row.scores), signed=True)
+
+
+def taus_table(scored: Mapping[float, list[RowScores]]) -> Table:
+    """Share x share -> mean tau."""
+    present = {share: {row.row: row.scores for row in rows if not row.absent} for share, rows in scored.items()}
+    header = ("Kendall's tau", *(f"x{share:g}" for share in scored))
+    lines = []
+    for one in scored:
+        taus = [stability(present[one], present[other]) for other in scored]
+        lines.append(Row((f"x{one:g}", *(NOTHING if tau is None else f"{tau:.2f}" for tau in taus))))
+    return Table(header, tuple(lines), frozenset(header[1:]))
+
+
+def stability_figure(sweep: Sweep, scored: Mapping[float, list[RowScores]]) -> Figure:
+    """Score against share of compute, a line per row."""
+    rows = next(iter(sweep.values())).rows
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+        axes = figure.subplots()
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(list(scored), [f"{share:g}" for share in scored])
+        axes.minorticks_off()
+        axes.set_xlabel("compute, as a share of the suite's")
+        axes.set_ylabel("points above the float control (IQM)")
+        axes.grid(axis="y", color="#e6e6e6", linewidth=0.6)
+        for place, name in enumerate(rows):
+            found = [(share, row) for share, own in scored.items() for row in own if row.row == name and not row.absent]
+            if not found:
+                continue
+            middles = [100 * interquartile_mean(row.pooled) for _, row in found]
+            bands = [interquartile_interval(row.scores) for _, row in found]
+            look = {**marker(place), "linewidth": 1.1, "elinewidth": 1.0, "capsize": 2}
+            below = [middle - 100 * band.low for middle, band in zip(middles, bands, strict=True)]
+            above = [100 * band.high - middle for middle, band in zip(middles, bands, strict=True)]
+            x = [share * 1.02 ** (place - len(rows) / 2) for share, _ in found]
+            axes.errorbar(x, middles, yerr=(np.maximum(below, 0), np.maximum(above, 0)), label=plain(name), **look)
+        if axes.get_legend_handles_labels()[0]:
+            legend = axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+            for text in legend.get_texts():
+                text.set_parse_math(False)
+    return figure
