@@ -14,7 +14,8 @@ from benchmarks.suite import Plan
 from reports import document, page, tables
 from reports.across import row_scores
 from reports.comparison import Comparison, RecordSource, gather
-from reports.ledgers import cell_rows, trial_rows
+from reports.ledgers import cell_rows, layer_rows, trial_rows
+from reports.references import bibliography
 from reports.summary import Summary, summarise
 
 
@@ -33,10 +34,10 @@ class Report:
 def build_report(plan: Plan, records: RecordSource, out: Path) -> Report:
     """Write the report of a plan into `out`, each file whole or not at all; missing trials are shown as missing.
 
-    Files: suite.yaml (the suite as resolved), table.csv (a row per trial), summary.csv (a row per cell), table.tex,
-    figures (pareto, profile, attainment, curves, each .pdf and .png, and bits.png), report.md, index.html. The same
-    plan and records give the same bytes. Raises ComparisonError where records of several protocols or data sets would
-    stand in one table.
+    Files: suite.yaml (the suite as resolved), table.csv (a row per trial), summary.csv (a row per cell), layers.csv (a
+    row per layer of a trial), references.bib, table.tex, figures (pareto, profile, attainment, curves, each .pdf and
+    .png, and bits.png), report.md, index.html. The same plan and records give the same bytes. Raises ComparisonError
+    where records of several protocols or data sets would stand in one table.
     """
     comparison = gather(plan, records)
     paths = []
@@ -50,8 +51,10 @@ def build_report(plan: Plan, records: RecordSource, out: Path) -> Report:
 def _files(comparison: Comparison, summaries: tuple[Summary, ...]) -> Iterator[tuple[str, bytes]]:
     suite = comparison.plan.suite.model_dump(mode="json")
     yield "suite.yaml", yaml.safe_dump(suite, sort_keys=False, allow_unicode=True).encode()
-    for name, rows in (("table.csv", trial_rows(comparison)), ("summary.csv", cell_rows(summaries))):
-        yield name, tables.write_csv(list(rows[0]) if rows else [], rows).encode()
+    sheets = {"table": trial_rows(comparison), "summary": cell_rows(summaries), "layers": layer_rows(comparison)}
+    for name, rows in sheets.items():
+        yield f"{name}.csv", tables.write_csv(list(rows[0]) if rows else [], rows).encode()
+    yield "references.bib", bibliography(comparison.plan.suite).encode()
     yield "table.tex", tables.latex(tables.summary_tables(comparison, summaries), tables.READING).encode()
     pictures, caption = _pictures(comparison, summaries)
     yield from pictures.items()

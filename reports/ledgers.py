@@ -1,4 +1,4 @@
-"""The numbers behind the report as rows for CSV: one per trial, and one per cell."""
+"""The numbers behind the report as rows for CSV: one per trial, one per cell, and one per layer of each trial."""
 
 from __future__ import annotations
 
@@ -19,6 +19,18 @@ METRICS = (
     "start_test_accuracy",
     "test_images",
     "validation_images",
+)
+LAYER = (
+    "name",
+    "type",
+    "kind",
+    "pinned",
+    "macs",
+    "weights",
+    "weight_bits",
+    "activation_bits",
+    "bops",
+    "weight_bytes",
 )
 SECONDS = ("search", "finetune", "evaluation", "total")
 
@@ -69,6 +81,17 @@ def _seen(outcome: Outcome) -> dict[str, Any]:
         "data_digest": outcome.observed.get("data_digest"),
         "weights_digest": outcome.observed.get("weights_digest"),
     }
+
+
+def layer_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """Every layer of every trial with a result: MACs, weights, bits, BOPs and bytes, for tables of latencies."""
+    rows = []
+    for outcome in comparison.outcomes:
+        trial, spec = outcome.trial, outcome.trial.spec
+        identity = {"id": trial.id, "model": trial.model, "row": trial.row, "ceiling": trial.ceiling}
+        for layer in outcome.result.get("layers") or ():
+            rows.append({**identity, "seed": spec.seed, "draw": spec.draw, **{name: layer.get(name) for name in LAYER}})
+    return rows
 
 
 def cell_rows(summaries: Sequence[Summary]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from reports.across import READING as ACROSS_READING
 from reports.across import across_tables
 from reports.agreement import READING as AGREEMENT_READING
 from reports.agreement import agreement_table
+from reports.bars import COLOURS as BAR_COLOURS
+from reports.bars import bars_of
 from reports.claims import READING as CLAIMS_READING
 from reports.claims import claims_tables
 from reports.comparison import STATE_WORDS, Comparison, Outcome
+from reports.explorer import HEIGHT, LEFT, RIGHT, WIDTH, explorers
 from reports.fronts import READING as FRONTS_READING
 from reports.fronts import fronts_table
 from reports.provenance import commits_of, environments
@@ -63,9 +67,12 @@ def render(comparison: Comparison, summaries: Sequence[Summary], pictures: Mappi
         lstrip_blocks=True,
     )
     template = environment.get_template("page.html.j2")
+    script = (folder / "page.js").read_text(encoding="utf-8")
     return template.render(
         _context(comparison, summaries),
         css=(folder / "page.css").read_text(encoding="utf-8"),
+        script=script,
+        script_hash=f"sha256-{base64.b64encode(sha256(script.encode()).digest()).decode()}",
         pictures={name: base64.b64encode(picture).decode() for name, picture in pictures.items() if name in SHOWN},
         caption=caption,
     )
@@ -96,6 +103,10 @@ def _context(comparison: Comparison, summaries: Sequence[Summary]) -> dict[str, 
         "strips_open": STRIPS_OPEN,
         "colours": COLOURS,
         "accounts": account_table(comparison),
+        "bars": bars_of(comparison),
+        "bar_colours": BAR_COLOURS,
+        "explorers": explorers(comparison),
+        "frame": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT},
         "bops": bops_table(summaries),
         "conventions": {name: CONVENTION_WORDS.get(name, "") for name in CONVENTIONS},
         "stays_float": STAYS_FLOAT,

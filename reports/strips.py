@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.suite import Trial
 from reports.comparison import Comparison, Outcome
 from reports.display import scaled
 
@@ -28,6 +29,7 @@ class Tile:
 class Strip:
     """One trial's layers in graph order."""
 
+    id: str
     label: str
     tiles: tuple[Tile, ...]
 
@@ -55,7 +57,12 @@ def strip_of(outcome: Outcome) -> Strip | None:
     draw = f" · draw {trial.spec.draw}" if trial.spec.draw else ""
     state = "" if outcome.ok else f" · {outcome.state.replace('_', ' ')}"
     label = f"{trial.ceiling} · {trial.row} · seed {trial.spec.seed}{draw}{state}"
-    return Strip(label, tuple(tiles)) if tiles else None
+    return Strip(strip_id(trial), label, tuple(tiles)) if tiles else None
+
+
+def strip_id(trial: Trial) -> str:
+    """Where on the page a trial's strip is."""
+    return f"strip-{trial.id}"
 
 
 def _tile(layer: Mapping[str, Any]) -> Tile:

@@ -1,0 +1,64 @@
+// Sorts tables by a click on a head, filters rows by words, and shows the policy of the point under the cursor.
+"use strict";
+
+function numberIn(text) {
+  const found = text.replace("−", "-").match(/^[+-]?[\d.,]+/);
+  return found ? parseFloat(found[0].replaceAll(",", "")) : null;
+}
+
+function sortBy(table, column, head) {
+  const down = head.getAttribute("aria-sort") === "ascending";
+  for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", down ? "descending" : "ascending");
+  const key = (row) => row.children[column].textContent.trim();
+  const rows = [...table.tBodies[0].rows];
+  rows.sort((a, b) => {
+    const [x, y] = [numberIn(key(a)), numberIn(key(b))];
+    if (x === null && y === null) return key(a).localeCompare(key(b)) * (down ? -1 : 1);
+    if (x === null || y === null) return x === null ? 1 : -1;
+    return (x - y) * (down ? -1 : 1);
+  });
+  table.tBodies[0].append(...rows);
+  table.classList.add("sorted");
+}
+
+for (const table of document.querySelectorAll("table.sortable")) {
+  [...table.tHead.rows[0].cells].forEach((head, column) => {
+    const button = document.createElement("button");
+    button.append(...head.childNodes);
+    button.addEventListener("click", () => sortBy(table, column, head));
+    head.append(button);
+  });
+}
+
+const field = document.getElementById("filter");
+if (field) {
+  field.closest("label").hidden = false;
+  field.addEventListener("input", () => {
+    const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+    for (const table of document.querySelectorAll("table.sortable")) {
+      const name = (table.closest(".scroll").dataset.name || "").toLowerCase();
+      for (const row of table.tBodies[0].rows) {
+        const text = name + " " + row.textContent.toLowerCase();
+        row.hidden = !words.every((word) => text.includes(word));
+      }
+    }
+  });
+}
+
+for (const figure of document.querySelectorAll(".explorer")) {
+  const shown = figure.querySelector(".shown");
+  const show = (dot) => {
+    const strip = document.getElementById(dot.getAttribute("href").slice(1));
+    const title = document.createElement("p");
+    title.textContent = dot.querySelector("title").textContent;
+    shown.replaceChildren(title);
+    if (strip) shown.append(strip.querySelector("svg").cloneNode(true));
+    for (const other of figure.querySelectorAll(".dot.on")) other.classList.remove("on");
+    dot.classList.add("on");
+  };
+  for (const dot of figure.querySelectorAll(".dot")) {
+    dot.addEventListener("pointerenter", () => show(dot));
+    dot.addEventListener("focus", () => show(dot));
+  }
+}
