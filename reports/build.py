@@ -15,6 +15,7 @@ from reports import document, page, tables
 from reports.across import row_scores
 from reports.comparison import Comparison, RecordSource, gather
 from reports.ledgers import cell_rows, layer_rows, trial_rows
+from reports.page import DPI
 from reports.references import bibliography
 from reports.summary import Summary, summarise
 
@@ -73,14 +74,14 @@ def _pictures(comparison: Comparison, summaries: tuple[Summary, ...]) -> tuple[d
     pareto, profiles = pareto_figure(comparison, summaries), profile_figure(comparison, row_scores(comparison))
     attainment, losses = attainment_figure(comparison), curves_figure(comparison)
     figures = (
-        ("pareto.pdf", pareto, 180),
-        ("pareto.png", pareto, 180),
-        ("profile.pdf", profiles, 180),
-        ("profile.png", profiles, 180),
-        ("attainment.pdf", attainment, 180),
-        ("attainment.png", attainment, 180),
-        ("curves.pdf", losses, 180),
-        ("curves.png", losses, 180),
+        ("pareto.pdf", pareto, DPI),
+        ("pareto.png", pareto, DPI),
+        ("profile.pdf", profiles, DPI),
+        ("profile.png", profiles, DPI),
+        ("attainment.pdf", attainment, DPI),
+        ("attainment.png", attainment, DPI),
+        ("curves.pdf", losses, DPI),
+        ("curves.png", losses, DPI),
         ("bits.png", bits_figure(comparison), 110),
     )
     pictures = {}

@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from matplotlib.ticker import MaxNLocator
-
 from reports.comparison import Comparison, Outcome
 from reports.display import gbops, percent
 from reports.marks import COLOURS
@@ -91,10 +89,17 @@ def _place(value: float, span: tuple[float, float], start: float, end: float) ->
 
 def _across(span: tuple[float, float]) -> tuple[Tick, ...]:
     low, high = (math.exp(end) / 1e9 for end in span)
-    places = [value for value in MaxNLocator(6).tick_values(low, high) if low < value < high]
+    places = _round_values(low, high, 6)
     return tuple(Tick(_place(math.log(value * 1e9), span, LEFT, WIDTH - RIGHT), f"{value:.4g}") for value in places)
 
 
 def _up(span: tuple[float, float]) -> tuple[Tick, ...]:
-    places = [value for value in MaxNLocator(5).tick_values(*span) if span[0] < value < span[1]]
+    places = _round_values(*span, 5)
     return tuple(Tick(_place(value, span, HEIGHT - BOTTOM, TOP), f"{value:g}") for value in places)
+
+
+def _round_values(low: float, high: float, most: int) -> list[float]:
+    """At most `most` + 1 round numbers strictly between; matplotlib's choice, imported when something is drawn."""
+    from matplotlib.ticker import MaxNLocator
+
+    return [float(value) for value in MaxNLocator(most).tick_values(low, high) if low < value < high]

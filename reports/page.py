@@ -49,6 +49,8 @@ CONVENTION_WORDS = {
 
 SHOWN = ("pareto.png", "profile.png", "attainment.png", "curves.png")
 
+DPI = 180
+
 STRIPS_OPEN = 24
 """Up to so many strips of one network are shown unfolded."""
 
@@ -73,9 +75,15 @@ def render(comparison: Comparison, summaries: Sequence[Summary], pictures: Mappi
         css=(folder / "page.css").read_text(encoding="utf-8"),
         script=script,
         script_hash=f"sha256-{base64.b64encode(sha256(script.encode()).digest()).decode()}",
-        pictures={name: base64.b64encode(picture).decode() for name, picture in pictures.items() if name in SHOWN},
+        pictures={name: _embedded(pictures[name]) for name in SHOWN},
         caption=caption,
     )
+
+
+def _embedded(png: bytes) -> dict[str, Any]:
+    """A PNG as text, and how wide it is shown: at the size it has on paper."""
+    pixels = int.from_bytes(png[16:20], "big")
+    return {"data": base64.b64encode(png).decode(), "width": round(pixels * 96 / DPI)}
 
 
 def _context(comparison: Comparison, summaries: Sequence[Summary]) -> dict[str, Any]:
@@ -87,7 +95,7 @@ def _context(comparison: Comparison, summaries: Sequence[Summary]) -> dict[str, 
         "counts": _counts(comparison),
         "standing": standing(comparison, summaries),
         "reading": READING,
-        "wrapped": {"Verdict", "Read from", "Source", *ACCOUNT_WORDS},
+        "wrapped": {"Verdict", "Read from", "Source", "At equal BOPs, %", *ACCOUNT_WORDS},
         "tables": summary_tables(comparison, summaries),
         "across": across_tables(comparison),
         "across_reading": ACROSS_READING,
