@@ -1,0 +1,69 @@
+"""Search variance against retraining variance: the split against simulation, and the suite that measures it."""
+
+from __future__ import annotations
+
+import sys
+from unittest import mock
+
+import numpy as np
+import pytest
+import yaml
+
+from benchmarks.suite import Suite, plan
+from reports import retraining
+from reports.retraining import components, suite_of
+from tests.harness import finished
+
+
+def simulated(policies, seeds, rest, generator, rows=6, columns=5):
+    effects = generator.normal(0, policies, rows)[:, None] + generator.normal(0, seeds, columns)[None, :]
+    table = effects + generator.normal(0, rest, (rows, columns))
+    return {str(i): dict(enumerate(map(float, row))) for i, row in enumerate(table)}
+
+
+def test_the_split_is_right_on_average():
+    generator = np.random.default_rng(0)
+    found = [components(simulated(0.02, 0.01, 0.005, generator)) for _ in range(3000)]
+    # A variance's estimate on k degrees of freedom has a relative deviation of about sqrt(2 / k); five standard errors.
+    for name, truth, freedom in (("policies", 0.02, 5), ("seeds", 0.01, 4), ("rest", 0.005, 20)):
+        mean = np.mean([getattr(each, name) for each in found])
+        assert mean == pytest.approx(truth**2, rel=5 * (2 / freedom) ** 0.5 * 1.2 / 3000**0.5)
+
+
+def test_policies_that_do_not_matter_have_no_variance():
+    table = {name: {0: 0.5, 1: 0.6, 2: 0.7} for name in "abc"}
+    found = components(table)
+    assert (found.policies, found.rest) == pytest.approx((0, 0), abs=1e-30)  # squares of a rounding of 1e-16
+    assert found.seeds == pytest.approx(0.01)
+
+
+HOLED = [{}, {"a": {0: 1.0, 1: 1.0}}, {"a": {0: 1.0}, "b": {0: 1.0}}, {"a": {0: 1.0, 1: 1.0}, "b": {0: 1.0, 2: 1.0}}]
+
+
+@pytest.mark.parametrize("table", HOLED)
+def test_holes_are_refused(table):
+    with pytest.raises(ValueError, match="two policies"):
+        components(table)
+
+
+def test_the_suite_of_a_searchs_policies_can_be_planned(capsys):
+    folder = finished().out / "tiny" / "records"
+    arguments = ["retraining", "suite", str(folder), "--method", "metamix", "--model", "resnet18"]
+    with mock.patch.object(sys, "argv", arguments):
+        retraining.main()
+    suite = Suite.model_validate(yaml.safe_load(capsys.readouterr().out))
+    assert [entry.row for entry in suite.methods] == ["float", "policy of seed 0"]
+    trials = {trial.row: trial.spec for trial in plan(suite).trials}
+    record = next(r for r in retraining.Records(folder) if r.spec["method"]["name"] == "metamix")
+    again = trials["policy of seed 0"]
+    assert again.method.options["policy"] == record.result["policy"]
+    assert (again.recipe, again.data, again.start) == (
+        record.trial_spec.recipe,
+        record.trial_spec.data,
+        record.trial_spec.start,
+    )
+
+
+def test_a_method_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="0 ok records of nobody"):
+        suite_of(list(retraining.Records(finished().out / "tiny" / "records")), "nobody", "resnet18")
