@@ -35,7 +35,8 @@ def components(table: Mapping[str, Mapping[int, float]]) -> Components:
     """Two-way random effects without replication, by mean squares: row (policy) -> seed -> accuracy.
 
     E[MS of rows] = rest + columns · rows' variance, E[MS of columns] = rest + rows · columns' variance, E[MS of the
-    rest] = rest (Searle, Casella and McCulloch 1992). Raises ValueError unless all rows have the same two seeds or more.
+    rest] = rest (Searle, Casella and McCulloch 1992). Raises ValueError unless all rows have the same seeds, at least
+    two, and there are two rows.
     """
     names = sorted(table)
     seeds = sorted(next(iter(table.values()), {}))
