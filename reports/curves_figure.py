@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from reports.account import account_of
 from reports.comparison import Cell, Comparison, Outcome
@@ -17,7 +18,7 @@ from reports.panels import legend_of, panels_of
 
 
 def curves_figure(comparison: Comparison) -> Figure:
-    """A panel per network, at its lowest ceiling, where rows differ most; lines are means over seeds and draws."""
+    """A panel per network, at its lowest ceiling; lines are means over seeds and draws, smoothed over a twelfth."""
     lowest = {model: _lowest_ceiling(comparison, model) for model in comparison.models}
     drawn = {model: ceiling for model, ceiling in lowest.items() if ceiling}
     with rc_context(STYLE):
@@ -26,7 +27,7 @@ def curves_figure(comparison: Comparison) -> Figure:
             cells = [c for c in comparison.of(model) if c.ceiling == ceiling or c.is_float]
             for cell in cells:
                 _line(axes, comparison, cell)
-            axes.set_title(f"{plain(model)}, {ceiling}", parse_math=False)
+            axes.set_title(f"{plain(model)}\n{ceiling}", parse_math=False)
             axes.set_xlabel("recipe epochs of compute spent")
             axes.set_ylabel("training loss")
         legend_of(figure, panels)
@@ -45,9 +46,16 @@ def _line(axes: Axes, comparison: Comparison, cell: Cell) -> None:
     shortest = min(map(len, found), default=0)
     if not shortest:
         return
-    x, y = np.mean([points[:shortest] for points in found], 0).T
+    x, y = _smooth(np.mean([points[:shortest] for points in found], 0)).T
     look = marker(comparison.rows.index(cell.row))
     axes.plot(x, y, color=look["color"], linewidth=1.2, label=plain(cell.row))
+
+
+def _smooth(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean over a window of a twelfth of the points, where it is whole; (points, 2) and fewer points."""
+    window = max(1, len(points) // 12)
+    smooth: NDArray[np.float64] = np.lib.stride_tricks.sliding_window_view(points, window, axis=0).mean(-1)
+    return smooth
 
 
 def spent_and_loss(outcome: Outcome) -> Sequence[tuple[float, float]]:

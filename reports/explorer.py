@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from reports.comparison import Comparison, Outcome
 from reports.display import gbops, percent
@@ -37,41 +38,54 @@ class Tick:
 
 @dataclass(frozen=True)
 class Explorer:
-    """One network's figure, WIDTH x HEIGHT. rows: name and colour, for the legend."""
+    """One network's figure against one cost, WIDTH x HEIGHT. rows: name and colour, for the legend."""
 
     model: str
+    cost: str
     dots: tuple[Dot, ...]
     across: tuple[Tick, ...]
     up: tuple[Tick, ...]
     rows: tuple[tuple[str, str], ...]
 
 
+class Cost(NamedTuple):
+    """What an x-axis measures; None of an outcome that has no such cost."""
+
+    name: str
+    value: Callable[[Outcome], float | None]
+
+
+COSTS = (
+    Cost("GBOPs per image", lambda outcome: None if outcome.bops is None else outcome.bops / 1e9),
+    Cost("weights, KiB", lambda outcome: outcome.cost.get("weight_bytes", 0) / 2**10 or None),
+)
+
+
 def explorers(comparison: Comparison) -> list[Explorer]:
-    """A figure per network with a result that costs bit-operations."""
-    return [found for model in comparison.models if (found := _explorer(comparison, model))]
+    """A figure per network against bit-operations, and one against weight bytes where they differ."""
+    return [found for model in comparison.models for cost in COSTS if (found := _explorer(comparison, model, cost))]
 
 
-def _explorer(comparison: Comparison, model: str) -> Explorer | None:
+def _explorer(comparison: Comparison, model: str, cost: Cost) -> Explorer | None:
     cells = [cell for cell in comparison.of(model) if not cell.is_float]
-    outcomes = [(cell.row, outcome) for cell in cells for outcome in cell.ok if outcome.bops]
-    if not outcomes:
+    found = [(cell.row, outcome, value) for cell in cells for outcome in cell.ok if (value := cost.value(outcome))]
+    if not found or (cost is not COSTS[0] and len({value for _, _, value in found}) < 2):
         return None
-    costs = [math.log(outcome.bops or 1) for _, outcome in outcomes]
-    heights = [100 * outcome.accuracy for _, outcome in outcomes]
-    across, up = _span(costs, 0.02), _span(heights, 0.3)
-    colours = {row: COLOURS[comparison.rows.index(row) % len(COLOURS)] for row, _ in outcomes}
+    across = _span([math.log(value) for _, _, value in found], 0.02)
+    up = _span([100 * outcome.accuracy for _, outcome, _ in found], 0.3)
+    colours = {row: COLOURS[comparison.rows.index(row) % len(COLOURS)] for row, _, _ in found}
     dots = [
         Dot(
-            _place(cost, across, LEFT, WIDTH - RIGHT),
-            _place(height, up, HEIGHT - BOTTOM, TOP),
+            _place(math.log(value), across, LEFT, WIDTH - RIGHT),
+            _place(100 * outcome.accuracy, up, HEIGHT - BOTTOM, TOP),
             row,
             colours[row],
             _text(outcome),
             strip_id(outcome.trial),
         )
-        for cost, height, (row, outcome) in zip(costs, heights, outcomes, strict=True)
+        for row, outcome, value in found
     ]
-    return Explorer(model, tuple(dots), _across(across), _up(up), tuple(colours.items()))
+    return Explorer(model, cost.name, tuple(dots), _across(across), _up(up), tuple(colours.items()))
 
 
 def _text(outcome: Outcome) -> str:
@@ -88,9 +102,9 @@ def _place(value: float, span: tuple[float, float], start: float, end: float) ->
 
 
 def _across(span: tuple[float, float]) -> tuple[Tick, ...]:
-    low, high = (math.exp(end) / 1e9 for end in span)
+    low, high = map(math.exp, span)
     places = _round_values(low, high, 6)
-    return tuple(Tick(_place(math.log(value * 1e9), span, LEFT, WIDTH - RIGHT), f"{value:.4g}") for value in places)
+    return tuple(Tick(_place(math.log(value), span, LEFT, WIDTH - RIGHT), f"{value:.4g}") for value in places)
 
 
 def _up(span: tuple[float, float]) -> tuple[Tick, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 import warnings
 from collections.abc import Sequence
 from typing import Any, BinaryIO
@@ -27,16 +28,22 @@ CONTROL: dict[str, Any] = {"color": "#333333", "linewidth": 1.2, "linestyle": (0
 LOG_FROM = 4.0
 """Dearest over cheapest point from which the BOPs axis is logarithmic."""
 
-PANEL_POINTS = 260.0
+PANEL_POINTS = 190.0
 """Length of a panel's x-axis in points, at the least."""
 
+COLUMN_WIDTH, TEXT_WIDTH = 3.4, 7.0
+"""Inches: one column and the whole width of a two-column paper."""
+
+CHARACTERS = 20
+"""Of a caption, that fit on an inch."""
+
 STYLE: dict[Any, Any] = {
-    "font.size": 8.5,
+    "font.size": 7.5,
     "font.family": "DejaVu Sans",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.7,
-    "axes.titlesize": 9.5,
+    "axes.titlesize": 8.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "pdf.fonttype": 42,
@@ -48,17 +55,19 @@ def pareto_figure(comparison: Comparison, summaries: Sequence[Summary]) -> Figur
     models = comparison.models or ("no trials",)
     columns = min(2, len(models))
     lines = math.ceil(len(models) / columns)
-    height = 3.3 * lines
-    below = _legend_height(comparison, columns) + 0.14 * len(caption_parts(summaries)) + 0.16
+    height = 2.7 * lines
+    width = TEXT_WIDTH if columns > 1 else COLUMN_WIDTH
+    caption = [line for part in caption_parts(summaries) for line in textwrap.wrap(part, round(CHARACTERS * width))]
+    below = _legend_height(comparison, columns) + 0.12 * len(caption) + 0.16
     with rc_context(STYLE):
-        figure = Figure(figsize=(4.6 * columns if columns > 1 else 6.4, height + below), layout="constrained")
+        figure = Figure(figsize=(width, height + below), layout="constrained")
         figure.get_layout_engine().set(rect=(0, below / (height + below), 1, height / (height + below)))  # type: ignore[union-attr,call-arg]
         for index, model in enumerate(models):
             panel = figure.add_subplot(lines, columns, index + 1)
             _panel(panel, comparison, [summary for summary in summaries if summary.cell.model == model], model)
         _legend(figure, comparison, columns, below / (height + below))
-        text = figure.text(0.5, 0.04 / (height + below), "\n".join(caption_parts(summaries)))
-        text.set(ha="center", va="bottom", fontsize=7, color="#555555", in_layout=False)
+        text = figure.text(0.5, 0.04 / (height + below), "\n".join(caption))
+        text.set(ha="center", va="bottom", fontsize=6.5, color="#555555", in_layout=False)
     return figure
 
 
@@ -195,8 +204,8 @@ def _quantized_rows(comparison: Comparison) -> list[str]:
 
 
 def _legend_height(comparison: Comparison, columns: int) -> float:
-    """Inches that the legend needs: its entries in columns, 0.165 inch a line."""
-    return 0.165 * math.ceil((len(_quantized_rows(comparison)) + 2) / (columns + 2))
+    """Inches that the legend needs: two entries per column of panels, 0.155 inch a line."""
+    return 0.155 * math.ceil((len(_quantized_rows(comparison)) + 2) / (2 * columns))
 
 
 def _legend(figure: Figure, comparison: Comparison, columns: int, top: float) -> None:
@@ -204,8 +213,8 @@ def _legend(figure: Figure, comparison: Comparison, columns: int, top: float) ->
     handles = [Line2D([], [], linestyle="", **marker(comparison.rows.index(row))) for row in quantized]
     handles += [Line2D([], [], **START), Line2D([], [], **CONTROL)]
     texts = [*quantized, "float start (pretrained)", "float control (fine-tuned)"]
-    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, top), "ncols": columns + 2}
-    legend: Legend = figure.legend(handles, [str(i) for i in range(len(handles))], frameon=False, fontsize=8, **place)
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, top), "ncols": 2 * columns}
+    legend: Legend = figure.legend(handles, [str(i) for i in range(len(handles))], frameon=False, fontsize=7.5, **place)
     legend.set_in_layout(False)
     for drawn, text in zip(legend.get_texts(), texts, strict=True):  # labels that begin with "_" would be left out
         drawn.set_text(plain(text))

@@ -49,7 +49,7 @@ CONVENTION_WORDS = {
 
 SHOWN = ("pareto.png", "profile.png", "attainment.png", "curves.png")
 
-DPI = 180
+DPI = 200
 
 STRIPS_OPEN = 24
 """Up to so many strips of one network are shown unfolded."""
@@ -81,9 +81,9 @@ def render(comparison: Comparison, summaries: Sequence[Summary], pictures: Mappi
 
 
 def _embedded(png: bytes) -> dict[str, Any]:
-    """A PNG as text, and how wide it is shown: at the size it has on paper."""
+    """A PNG as text, and how wide it is shown: a third wider than on paper."""
     pixels = int.from_bytes(png[16:20], "big")
-    return {"data": base64.b64encode(png).decode(), "width": round(pixels * 96 / DPI)}
+    return {"data": base64.b64encode(png).decode(), "width": round(pixels * 128 / DPI)}
 
 
 def _context(comparison: Comparison, summaries: Sequence[Summary]) -> dict[str, Any]:

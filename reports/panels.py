@@ -9,6 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from reports.figures import COLUMN_WIDTH, TEXT_WIDTH
+
 _ACROSS = 3
 
 
@@ -16,7 +18,8 @@ def panels_of(names: Sequence[str]) -> tuple[Figure, list[Axes]]:
     """A figure with a panel per name, at most three across; the names stand as titles until something is drawn."""
     columns = min(_ACROSS, len(names))
     lines = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(3.1 * columns + 0.4, 2.9 * lines + 0.4), layout="constrained")
+    width = TEXT_WIDTH if columns > 1 else COLUMN_WIDTH
+    figure = Figure(figsize=(width, (2.2 if columns > 1 else 2.6) * lines + 0.4), layout="constrained")
     panels = [figure.add_subplot(lines, columns, index + 1) for index in range(len(names))]
     for axes, name in zip(panels, names, strict=True):
         axes.set_title(name, parse_math=False)
@@ -33,7 +36,8 @@ def legend_of(figure: Figure, panels: Sequence[Axes]) -> None:
             found.setdefault(label, handle)
     if not found:
         return
-    place: dict[str, Any] = {"loc": "outside lower center", "ncols": 4, "frameon": False, "fontsize": 8}
+    columns = 6 if figure.get_figwidth() > COLUMN_WIDTH else 3
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "frameon": False, "fontsize": 7.5}
     legend = figure.legend(list(found.values()), list(found), **place)
     for text in legend.get_texts():
         text.set_parse_math(False)

@@ -12,6 +12,7 @@ from reports.across import RowScores
 from reports.comparison import Comparison
 from reports.figures import STYLE
 from reports.marks import marker, plain
+from reports.panels import legend_of, panels_of
 from reports.resampling import profile
 
 _POINTS = 400
@@ -23,11 +24,9 @@ def profile_figure(comparison: Comparison, rows: Sequence[RowScores]) -> Figure:
     """A step line per row with scores; the higher and the further right, the better."""
     shown = [row for row in rows if not row.absent]
     with rc_context(STYLE):
-        figure = Figure(figsize=(5.2, 3.2), layout="constrained")
-        axes = figure.subplots()
+        figure, (axes,) = panels_of([""])
         axes.set_xlabel("Points lost to the float control, at most")
         axes.set_ylabel("Share of runs, %")
-        axes.grid(axis="y", color="#e6e6e6", linewidth=0.6)
         if not shown:
             axes.text(0.5, 0.5, "no scores yet", transform=axes.transAxes, ha="center", va="center", color="#8a8a8a")
             return figure
@@ -43,6 +42,5 @@ def profile_figure(comparison: Comparison, rows: Sequence[RowScores]) -> Figure:
             axes.step(-100 * thresholds, shares, where="pre", label=plain(row.row), **look)
         axes.invert_xaxis()
         axes.set_ylim(-3, 103)
-        for text in axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5)).get_texts():
-            text.set_parse_math(False)
+        legend_of(figure, [axes])
     return figure

@@ -18,6 +18,7 @@ from reports.comparison import Comparison
 from reports.display import NOTHING, interval, points
 from reports.figures import STYLE, save
 from reports.marks import marker, plain
+from reports.panels import legend_of, panels_of
 from reports.resampling import Scores, interquartile_interval, interquartile_mean
 from reports.tables import Row, Table, escape_markdown, markdown
 
@@ -118,14 +119,12 @@ def stability_figure(sweep: Sweep, scored: Mapping[float, list[RowScores]]) -> F
     """Score against share of compute, a line per row."""
     rows = next(iter(sweep.values())).rows
     with rc_context(STYLE):
-        figure = Figure(figsize=(5.2, 3.4), layout="constrained")
-        axes = figure.subplots()
+        figure, (axes,) = panels_of([""])
         axes.set_xscale("log", base=2)
         axes.set_xticks(list(scored), [f"{share:g}" for share in scored])
         axes.minorticks_off()
         axes.set_xlabel("compute, as a share of the suite's")
         axes.set_ylabel("points above the float control (IQM)")
-        axes.grid(axis="y", color="#e6e6e6", linewidth=0.6)
         for place, name in enumerate(rows):
             found = [(share, row) for share, own in scored.items() for row in own if row.row == name and not row.absent]
             if not found:
@@ -137,8 +136,5 @@ def stability_figure(sweep: Sweep, scored: Mapping[float, list[RowScores]]) -> F
             above = [100 * band.high - middle for middle, band in zip(middles, bands, strict=True)]
             x = [share * 1.02 ** (place - len(rows) / 2) for share, _ in found]
             axes.errorbar(x, middles, yerr=(np.maximum(below, 0), np.maximum(above, 0)), label=plain(name), **look)
-        if axes.get_legend_handles_labels()[0]:
-            legend = axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-            for text in legend.get_texts():
-                text.set_parse_math(False)
+        legend_of(figure, [axes])
     return figure

@@ -61,10 +61,10 @@ NUMERIC = frozenset(name for name in HEADER if name in ("n", "GBOPs", "Test accu
 _DELTA = HEADER.index("Δ uniform LSQ, points")
 
 READING = (
-    "Test accuracy of one seed is followed by ± one standard error from drawing the test images (Wilson, z = 1); "
-    "of several seeds, by the 95 % t-interval of the mean over seeds, which holds no test-sampling error. "
-    "Δ are means of differences paired by seed with their 95 % t-interval; nothing is called a difference below three "
-    "pairs. n counts seeds; where not every trial is ok it says how many are."
+    "Test accuracy: the mean over seeds with its 95 % t-interval, which is about training again from other seeds, "
+    "then ± one standard error from drawing the test images, which all seeds share (Wilson, z = 1). Δ are means "
+    "of differences paired by seed with their 95 % t-interval; nothing is called a difference below three pairs. "
+    "n counts seeds; where not every trial is ok it says how many are."
 )
 
 
@@ -96,12 +96,11 @@ def _row(summary: Summary) -> Row:
 
 
 def accuracy_text(summary: Summary) -> str:
-    """`97.22 ± 0.87` for one seed, `97.22 [96.10, 98.34]` for several."""
+    """`97.22 ± 0.87` for one seed, `97.22 [96.10, 98.34] ± 0.87` for several."""
     if summary.accuracy is None or summary.sampling_error is None:
         return NOTHING
-    if summary.accuracy.interval is None:
-        return f"{percent(summary.accuracy.value)} ± {percent(summary.sampling_error)}"
-    return percent(summary.accuracy.value) + interval(summary.accuracy.interval)
+    spread = interval(summary.accuracy.interval)
+    return f"{percent(summary.accuracy.value)}{spread} ±\u00a0{percent(summary.sampling_error)}"
 
 
 def _start_row(comparison: Comparison, model: str) -> list[Row]:

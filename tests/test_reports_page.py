@@ -152,5 +152,14 @@ def test_the_points_of_a_figure_lie_where_their_numbers_say(tmp_path):
     by_height = [dot.text for dot in sorted(drawn.dots, key=lambda dot: -dot.y)]
     by_accuracy = [f"{100 * o.accuracy:.2f} %" for o in sorted(outcomes, key=lambda o: o.accuracy)]
     assert [text.split(" · ")[-2] for text in by_height] == by_accuracy
+    # Weights are 4 bits everywhere, so no figure against bytes; with 2 bits in one policy there is one.
+    assert drawn.cost == "GBOPs per image"
+
+    def lighter(trial, result, _observed):
+        if trial.row == "hawq" and trial.spec.seed == 0:
+            result["cost"]["weight_bytes"] //= 2
+
+    both = explorers(gather(plan, write_records(plan, tmp_path / "lighter", lighter)))
+    assert [figure.cost for figure in both] == ["GBOPs per image", "weights, KiB"]
     cheapest = min(drawn.dots, key=lambda dot: dot.x)
     assert f"{min(o.bops for o in outcomes) / 1e9:#.4g}" in cheapest.text
