@@ -18,7 +18,7 @@ from rich.console import Console
 from benchmarks.data.folders import DataError
 from benchmarks.engines import Engine, EngineError, Job, Outcome, run_jobs
 from benchmarks.messages import SuiteError, unknown
-from benchmarks.record import Record, RecordError
+from benchmarks.record import Record, RecordError, Records
 from benchmarks.rows import MethodEntry, options_of
 from benchmarks.session import Session, assignment, check_writable, open_session, shares_of
 from benchmarks.spec import ProceduralSpec
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from benchmarks.progress import View
     from benchmarks.tracking import Tracker
     from benchmarks.training import Progress
+    from reports.comparison import Comparison
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
@@ -155,6 +156,15 @@ def _tracker(session: Session, uri: str | None) -> Tracker:
 def _finish(session: Session, lost: dict[str, str]) -> None:
     """Report, say where everything is, and exit with 1 if some trial failed or was lost."""
     _report(session)
+    amiss = _say_amiss(session, lost)
+    _say_where(session)
+    if amiss:
+        console.print("some trials failed or were lost: run the same command again (--retry failed for failed ones)")
+        raise typer.Exit(FAILED)
+
+
+def _say_amiss(session: Session, lost: dict[str, str]) -> bool:
+    """Print what failed or was lost; whether there was any."""
     records = [session.workspace.records.get(trial.id) for trial in session.plan.trials]
     failed = [record for record in records if record and record.status in ("failed", "over_ceiling")]
     names = {job.key: job.label for job in session.jobs}
@@ -163,10 +173,7 @@ def _finish(session: Session, lost: dict[str, str]) -> None:
         errors.print(f"lost: {names[keys[0]]}{more}: {message}", markup=False)
     for record in failed:
         errors.print(f"{record.status}: {names[record.id]}: {record.result['reason']['message']}", markup=False)
-    _say_where(session)
-    if failed or lost:
-        console.print("some trials failed or were lost: run the same command again (--retry failed for failed ones)")
-        raise typer.Exit(FAILED)
+    return bool(failed or lost)
 
 
 def _by_message(lost: dict[str, str]) -> dict[str, list[str]]:
@@ -197,7 +204,8 @@ def _report(session: Session, *, always: bool = False) -> None:
 
     records = session.workspace.records
     found = {trial.id: record.checksum for trial in session.plan.trials if (record := records.get(trial.id))}
-    stamp = digest({"trials": [trial.id for trial in session.plan.trials], "records": found})
+    suite = session.suite.model_dump(mode="json")
+    stamp = digest({"suite": suite, "trials": [trial.id for trial in session.plan.trials], "records": found})
     stamp_file = session.workspace.report / ".stamp"
     if not always and stamp_file.exists() and stamp_file.read_text(encoding="utf-8") == stamp:
         return
@@ -229,31 +237,39 @@ def sweep(
     ] = "0.25,0.5,1,2",
 ) -> None:
     """Run a suite at several shares of its compute, and say whether the order of methods hangs on it."""
-    from reports.comparison import ComparisonError, gather
     from reports.stability import write
 
     whole = open_session(suite, out, data, methods, models, seeds, overrides, engine=engine)
     check_writable(out)
+    if not any(entry.name == "float" for entry in whole.suite.methods):
+        raise SuiteError("a sweep measures from the float control at the same compute; add float to the methods")
     sessions = {
         share: open_session(
             suite, out, data, methods, models, seeds, [*overrides, f"compute.epochs={epochs!r}"], engine=engine
         )
         for share, epochs in shares_of(shares, whole.suite.compute.epochs).items()
     }
-    lost: dict[str, str] = {}
+    for warning in whole.plan.warnings:
+        errors.print(f"warning: {warning}", markup=False)
+    amiss = False
     for session in sessions.values():
-        if session.missing():
-            lost |= _run(session, _engine(engine, address, session.suite), None)
+        lost = _run(session, _engine(engine, address, session.suite), None) if session.missing() else {}
+        amiss |= _say_amiss(session, lost)
+    found = {share: _gathered(session, session.workspace.records) for share, session in sessions.items()}
+    console.print(f"stability: {write(found, whole.workspace.report)}", markup=False)
+    if amiss:
+        console.print("some trials failed or were lost: run the same command again")
+        raise typer.Exit(FAILED)
+
+
+def _gathered(session: Session, records: Records) -> Comparison:
+    """A session's plan beside some records. Raises SuiteError where they cannot stand in one table."""
+    from reports.comparison import ComparisonError, gather
+
     try:
-        found = {share: gather(session.plan, session.workspace.records) for share, session in sessions.items()}
+        return gather(session.plan, records)
     except ComparisonError as error:
         raise SuiteError(str(error)) from error
-    console.print(f"stability: {write(found, whole.workspace.report)}", markup=False)
-    if lost:
-        errors.print(
-            f"{len(lost)} trials were lost: {next(iter(lost.values()))}; run the same command again", markup=False
-        )
-        raise typer.Exit(FAILED)
 
 
 @app.command("list")
@@ -285,6 +301,8 @@ def show_plan(
     gap: Annotated[float | None, typer.Option("--gap", help="Points: how many seeds show such a difference?")] = None,
 ) -> None:
     """Show a suite's trials, ceilings in BOPs, and what is done, without running anything."""
+    if (measure or gap is not None) and (ids or as_json):
+        raise SuiteError("--measure and --gap go with the plan as a table, not with --ids or --json")
     if gap is not None and not gap > 0:
         raise SuiteError(f"--gap {gap:g}: give a difference in points above 0, such as 0.5")
     session = open_session(suite, out, data, methods, models, seeds, overrides, needs_data=measure)
@@ -329,13 +347,14 @@ def _show_estimate(session: Session) -> None:
     ]
     for row in found.rows:
         parts = (row.time.total, row.time.search, row.time.finetune, row.time.evaluation)
-        cells.append((row.trial.model, row.trial.row, str(row.count), *(f"{seconds:.1f}" for seconds in parts)))
+        texts = [f"refused: {row.refused}"] + [""] * 3 if row.refused else [f"{seconds:.1f}" for seconds in parts]
+        cells.append((row.trial.model, row.trial.row, str(row.count), *texts))
     _print_columns(cells)
     unit = "GPU" if place.gpu else "core"
     threads = session.suite.resources.cpus if not place.gpu else 1
     console.print(
         f"timed here, one trial at a time: {found.seconds * threads / 3600:.2f} {unit}-hours, of which float starts "
-        f"{found.starts_seconds * threads / 3600:.2f}; {found.seconds / found.slots / 60:.0f} minutes with "
+        f"{found.starts_seconds * threads / 3600:.2f}; {found.elapsed / 60:.0f} minutes with "
         f"{found.slots} trials at a time; about {found.kept_bytes / 2**20:.0f} MiB of disk"
     )
     if not session.suite.resources.compile and found.rows:
@@ -344,14 +363,13 @@ def _show_estimate(session: Session) -> None:
 
 def _show_power(session: Session, gap: float) -> None:
     """Seeds that a gap needs, at the spread of the records here, else of those shipped with this repository."""
-    from benchmarks.record import Records
-    from reports.comparison import gather
     from reports.power import advice, spreads
     from reports.verification import REFERENCE
 
-    own = gather(session.plan, session.workspace.records)
-    shipped = gather(session.plan, Records(REFERENCE / session.suite.suite))
-    for line in advice(own if spreads(own) else shipped, gap):
+    source, found = "records here", _gathered(session, session.workspace.records)
+    if not spreads(found):
+        source, found = "shipped records", _gathered(session, Records(REFERENCE / session.suite.suite))
+    for line in advice(found, gap, source):
         console.print(line, markup=False)
 
 
@@ -459,20 +477,15 @@ def verify(
     reference: Annotated[Path | None, typer.Option("--reference", help="Folder of records to hold ours to.")] = None,
 ) -> None:
     """Set a suite's records against published numbers and against the records shipped with this repository."""
-    from benchmarks.record import Records
     from reports.claims import FAILED as UNVERIFIED
     from reports.claims import judged, published
-    from reports.comparison import ComparisonError, gather
     from reports.verification import REFERENCE, checked, lines
 
     session = open_session(suite, out, data, methods, models, seeds, overrides, needs_data=False)
     place = reference or REFERENCE / session.suite.suite
-    if reference and not reference.is_dir():
-        raise SuiteError(f"no folder {reference}; --reference is a folder of records")
-    try:
-        verdicts = judged(gather(session.plan, session.workspace.records), published())
-    except ComparisonError as error:
-        raise SuiteError(str(error)) from error
+    if reference and not any(reference.glob("*.json")):
+        raise SuiteError(f"no records in {reference}; --reference is a folder of records, such as OUT/SUITE/records")
+    verdicts = judged(_gathered(session, session.workspace.records), published())
     checks = checked(session.plan, session.workspace.records, Records(place))
     for line in lines(checks, verdicts):
         console.print(line, markup=False)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from benchmarks.data import load_dataset
-from benchmarks.data.stream import stream_seed
+from benchmarks.data.stream import Stream, stream_seed
 from benchmarks.environment import configure_torch, require_compiler
 from benchmarks.evaluation import RECALIBRATION_IMAGES
 from benchmarks.messages import SuiteError
@@ -26,10 +26,11 @@ from benchmarks.models import build_model
 from benchmarks.setting import Setting
 from benchmarks.spec import StartSpec, TrialSpec, digest
 from benchmarks.suite import Plan, Resources, Trial, candidates_of
-from benchmarks.training import WeightTraining
+from benchmarks.training import Problem, Trainee, WeightTraining
 from benchmarks.trial import KEPT_PARAMETERS
 from benchmarks.workspace import Workspace
 from methods import load_method
+from methods.contract import InapplicableError, Phase
 from methods.quantization.cost import uniform_bits, with_pins
 
 _STEPS = 3
@@ -57,19 +58,24 @@ class TrialTime:
 
 @dataclass(frozen=True)
 class Row:
-    """One method's trials on one network: how many are to run, what each takes, and the bytes that it leaves."""
+    """One method's trials on one network: how many are to run, what each takes, and the bytes that it leaves.
+
+    refused: why the method does not apply here; its trials then take next to nothing.
+    """
 
     trial: Trial
     count: int
     time: TrialTime
     kept_bytes: int
+    refused: str = ""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """starts_seconds, starts_bytes: of all float starts that are not there yet. slots: trials at a time."""
+    """starts: how many float starts are not there yet; their seconds and bytes in all. slots: trials at a time."""
 
     rows: tuple[Row, ...]
+    starts: int
     starts_seconds: float
     starts_bytes: int
     slots: int
@@ -78,6 +84,13 @@ class Estimate:
     def seconds(self) -> float:
         """Of all trials and float starts one after the other."""
         return self.starts_seconds + sum(row.count * row.time.total for row in self.rows)
+
+    @property
+    def elapsed(self) -> float:
+        """With all slots at work: the float starts, then the trials, of which none is faster than itself."""
+        starts = self.starts_seconds / max(1, min(self.slots, self.starts))
+        longest = max((row.time.total for row in self.rows), default=0.0)
+        return starts + max(longest, (self.seconds - self.starts_seconds) / self.slots)
 
     @property
     def kept_bytes(self) -> int:
@@ -108,6 +121,7 @@ def estimate(plan: Plan, missing: Sequence[Trial], workspace: Workspace) -> Esti
     lacking = [(start, of) for key, (start, of) in needed.items() if not workspace.start(key).exists()]
     return Estimate(
         rows,
+        len(lacking),
         sum(_start_seconds(start, of, benches) for start, of in lacking),
         sum(4 * _parameters(build_model(start.model, start.data)) for start, _ in lacking),
         _slots(plan.suite.resources, workspace),
@@ -168,9 +182,7 @@ class _Bench:
         problem.model.train()
         stream = problem.batches(WeightTraining.PHASE, "finetune")
 
-        def step() -> None:
-            problem.run(training, stream.next(), WeightTraining.PHASE)
-
+        step = partial(_step, problem, training, WeightTraining.PHASE, stream)
         first, *others = (_timed(self.setting.device, step) for _ in range(_STEPS + 1))
         return median(others), first
 
@@ -201,8 +213,12 @@ class _Benches:
 def _row(trials: Sequence[Trial], bench: _Bench) -> Row:
     setting = replace(bench.setting, spec=trials[0].spec)
     spec, kind = setting.spec, load_method(setting.spec.method.name)
-    search = _search_seconds(setting) if kind.searches else 0.0
-    steps = spec.compute.epochs * setting.epoch_steps * (1 - spec.compute.search_share)
+    try:
+        search = _search_seconds(setting) if kind.searches else 0.0
+    except InapplicableError as error:
+        return Row(trials[0], len(trials), TrialTime(0.0, 0.0, 0.0), _RECORD_BYTES, str(error))
+    left = 1.0 if spec.compute.free_search else 1 - spec.compute.search_share
+    steps = spec.compute.epochs * setting.epoch_steps * left
     finetune = steps * (bench.quantized_step if kind.quantizes else bench.float_step)
     parameters = sum(tensor.numel() for tensor in setting.start.values())
     network = 4 * parameters if parameters <= KEPT_PARAMETERS else 0
@@ -217,11 +233,12 @@ def _search_seconds(setting: Setting) -> float:
     problem.trainee = method = kind(problem, kind.Options.model_validate(setting.spec.method.options))
     times: dict[str, list[float]] = {}
     prices: dict[str, int] = {}
+    streams: dict[str, Stream] = {}
     while (phase := method.phase()) is not None and len(times.get(phase.name, ())) <= _STEPS:
         prices[phase.name] = problem.price(phase)
-        batch = problem.batches(phase, "search").next()
+        stream = streams.setdefault(phase.name, problem.batches(phase, "search"))
         problem.model.train(phase.train_mode)
-        step = partial(problem.run, method, batch, phase)
+        step = partial(_step, problem, method, phase, stream)
         times.setdefault(phase.name, []).append(_timed(setting.device, step))
     again = {name: median(steps[1:]) for name, steps in times.items() if len(steps) >= _STEPS}
     once = {name: steps for name, steps in times.items() if name not in again}
@@ -252,6 +269,10 @@ def _slots(resources: Resources, workspace: Workspace) -> int:
 
 def _parameters(model: nn.Module) -> int:
     return sum(tensor.numel() for tensor in model.state_dict().values())
+
+
+def _step(problem: Problem, trainee: Trainee, phase: Phase, stream: Stream) -> None:
+    problem.run(trainee, stream.next(), phase)
 
 
 def _timed(device: torch.device, work: Callable[[], object]) -> float:

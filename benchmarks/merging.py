@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +69,13 @@ def merge(sources: Sequence[Path], suite: str, records: Records, wanted: Iterabl
 
 
 def _records_in(source: Path, suite: str) -> Iterator[Record]:
-    for name, text in _files_in(source, suite):
+    try:
+        files = list(_files_in(source, suite))
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise SuiteError(f"{source}: a damaged archive ({error}); fetch it again") from None
+    if not files:
+        raise SuiteError(f"{source}: holds no records of {suite}; merge takes output folders or folders of records")
+    for name, text in files:
         record = parse_record(text, name)
         if record.id != digest(record.spec):
             raise SuiteError(f"{name}: its id is not that of its specification; it is no record of this program")
@@ -79,7 +86,7 @@ def _files_in(source: Path, suite: str) -> Iterator[tuple[str, bytes]]:
     """Name and content of every record file; of an archive only regular files are read, under no name of theirs."""
     if source.is_dir():
         places = (source / suite / "records", source / "records", source)
-        for path in sorted(next(place for place in places if place.is_dir()).glob("*.json")):
+        for path in sorted(next(place for place in places if place.is_dir()).glob("[!.]*.json")):
             yield str(path), path.read_bytes()
     elif source.is_file() and tarfile.is_tarfile(source):
         with tarfile.open(source) as archive:
@@ -98,14 +105,13 @@ def _files_in(source: Path, suite: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _is_record(name: str, suite: str) -> bool:
-    """A JSON file in a folder `records`, of this suite if one is named above it, or in no folder at all."""
-    parts = Path(name).parts
-    if not name.endswith(".json"):
+    """A JSON file in a folder `records` of this suite, or in one folder of any name, or in none."""
+    *folders, file = Path(name).parts
+    if not file.endswith(".json") or file.startswith("."):
         return False
-    if "records" not in parts[:-1]:
-        return len(parts) == 1
-    above = parts[: parts.index("records")]
-    return not above or above[-1] == suite or len(above) == 1
+    if len(folders) < 2:
+        return True
+    return folders[-1] == "records" and folders[-2] == suite
 
 
 def _check(found: Sequence[tuple[Record, str]]) -> None:

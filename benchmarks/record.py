@@ -71,7 +71,7 @@ def parse_record(text: bytes, path: str) -> Record:
     advice = "move it away and run the suite again"
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{path}: truncated or not JSON ({error}); {advice}") from error
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         found = data.get("schema") if isinstance(data, dict) else None

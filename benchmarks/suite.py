@@ -137,10 +137,10 @@ class Suite(Config):
         ):
             if len(set(values)) != len(values):
                 raise ValueError(f"{what} must differ, got {values}")
-        rows = [entry.row for entry in self.methods]
+        rows = [entry.row for entry in self.methods if load_method(entry.name).quantizes] if self.pairs else []
         for name in (name for pair in self.pairs for name in pair):
             if name not in rows:
-                raise ValueError(f"pairs: {unknown('row', name, rows)}")
+                raise ValueError(f"pairs: {unknown('quantized row', name, rows)}")
         for entry in self.methods:
             settled(entry, self.quantizer, self.recipe)
         same = [(entry.name, canonical_json([options_of(entry), entry.settings])) for entry in self.methods]
@@ -362,6 +362,12 @@ def select(suite: Suite, *, methods: Sequence[str], models: Sequence[str], seeds
         if wanted not in names:
             raise SuiteError(unknown("model", wanted, names))
     kept = [model for model in suite.models if not models or model.name in models]
+    there = {entry.row for entry in entries}
     return suite.model_copy(
-        update={"methods": tuple(entries), "models": tuple(kept), "seeds": tuple(seeds) or suite.seeds}
+        update={
+            "methods": tuple(entries),
+            "pairs": tuple(pair for pair in suite.pairs if there.issuperset(pair)),
+            "models": tuple(kept),
+            "seeds": tuple(seeds) or suite.seeds,
+        }
     )

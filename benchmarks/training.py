@@ -333,7 +333,7 @@ class Loop:
             problem.model.train(phase.train_mode)
             logs = problem.run(self.trainee, batch, phase)
             self.positions[phase.name] = stream.position
-            name = phase.name if phase.name == self.stage else f"{self.stage}/{phase.name}"
+            name = f"search/{phase.name}" if self.stage == "search" else self.stage
             account.charge(name, sum(len(micro.labels) for micro in batch), per_image)
             self.step += 1
             row = {"step": self.step, "phase": phase.name, **logs}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,6 @@ from reports.resampling import (
     holm,
     improvement,
     improvement_interval,
-    interquartile_interval,
     interquartile_mean,
     sign_flip_p,
 )
@@ -30,29 +29,39 @@ WORST: tuple[str, ...] = ("failed", "over_ceiling")
 """States that are a method's own fault: they count as an accuracy of 0, the worst there is."""
 
 READING = (
-    "A score is a run's test accuracy minus that of the same seed's float control, in points; failed runs and "
-    "runs over their ceiling count as accuracy 0. IQM: interquartile mean over networks, ceilings and seeds, with "
-    "a 95 % bootstrap interval that draws whole seeds within each network. Pairs: a block is one network and "
-    "seed; its difference is the mean over ceilings, given with the 95 % t-interval over blocks. p: exact sign "
-    f"flips, one sign per block, two-sided, none below {FEWEST_BLOCKS} blocks; adjusted by Holm for all pairs of "
-    "the table. P(better): the chance that a run of the first row scores above one of the second, ties half, from "
-    "seeds drawn apart, with its bootstrap interval."
+    "A run's score is its test accuracy minus that of the same seed's float control, in points; several draws of "
+    "one seed count as one run, their mean, and a trial that failed or is over its ceiling as accuracy 0. IQM: "
+    "per seed the interquartile mean over networks and ceilings, then the mean over seeds with its 95 % "
+    "t-interval. Pairs: a block is one network and seed; its difference is the mean over ceilings, given with the "
+    f"95 % t-interval over blocks. p: exact sign flips, one sign per block, two-sided, none below {FEWEST_BLOCKS} "
+    "blocks; adjusted by Holm for all pairs of the table. P(better): the chance that a run of the first row "
+    "scores above one of the second under the same ceiling, ties half, with its jackknife interval; none for rows "
+    "that are wholly apart."
 )
 
 
 @dataclass(frozen=True)
 class RowScores:
-    """One row over all networks: network -> (seeds, ceilings) of scores in 0..1 units; or why there are none."""
+    """One row over all networks: network -> (seeds, ceilings) of scores in 0..1 units; or why there are none.
+
+    trials: how many the plan has; a seed's draws are one score. failed: of them, failed or over the ceiling.
+    """
 
     row: str
     scores: Scores
-    runs: int
+    trials: int
     failed: int
     absent: str = ""
 
     @property
     def pooled(self) -> NDArray[np.float64]:
         return np.concatenate([values.ravel() for values in self.scores.values()])
+
+    @property
+    def score(self) -> Mean:
+        """Over seeds, of each seed's interquartile mean over networks and ceilings."""
+        by_seed = np.concatenate(list(self.scores.values()), axis=1)
+        return mean_interval([interquartile_mean(values) for values in by_seed])
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,13 @@ class Pair:
     adjusted: float | None = None
     better: float | None = None
     better_interval: Interval | None = None
+    judged: int = 1
     absent: str = ""
+
+    @property
+    def showable(self) -> bool:
+        """Whether Holm lets the smallest p there can be through, 2 / 2^blocks times the number of pairs judged."""
+        return self.difference is not None and self.judged * 2.0 ** (1 - self.difference.n) <= LEVEL
 
     @property
     def verdict(self) -> str:
@@ -75,7 +90,7 @@ class Pair:
         if self.adjusted is None or self.difference is None:
             return f"fewer than {FEWEST_BLOCKS} blocks: no p-value"
         if not self.called:
-            return "no difference shown"
+            return "no difference shown" if self.showable else "too few blocks to show one among so many pairs"
         return f"{self.ours} {'higher' if self.difference.value > 0 else 'lower'}"
 
     @property
@@ -123,7 +138,7 @@ def pairs(comparison: Comparison, rows: list[RowScores]) -> list[Pair]:
     found = [_pair(by_name[ours], by_name[theirs]) for ours, theirs in wanted or _usual_pairs(comparison, by_name)]
     judged = [index for index, pair in enumerate(found) if pair.p is not None]
     for index, adjusted in zip(judged, holm([found[index].p or 0.0 for index in judged]), strict=True):
-        found[index] = Pair(**{**vars(found[index]), "adjusted": adjusted})
+        found[index] = replace(found[index], adjusted=adjusted, judged=len(judged))
     return found
 
 
@@ -151,7 +166,7 @@ def _pair(ours: RowScores, theirs: RowScores) -> Pair:
         difference=mean_interval(blocks),
         p=sign_flip_p(blocks),
         better=improvement(ours.scores, theirs.scores),
-        better_interval=improvement_interval(ours.scores, theirs.scores) if len(blocks) > len(ours.scores) else None,
+        better_interval=improvement_interval(ours.scores, theirs.scores),
     )
 
 
@@ -161,13 +176,11 @@ def scores_table(rows: list[RowScores]) -> Table:
     lines = []
     for row in rows:
         if row.absent:
-            lines.append(Row((row.row, str(row.runs), NOTHING, NOTHING, row.absent)))
+            lines.append(Row((row.row, NOTHING, NOTHING, NOTHING, row.absent)))
             continue
-        middle = points(interquartile_mean(row.pooled))
-        several = any(len(values) > 1 for values in row.scores.values())
-        spread = interval(interquartile_interval(row.scores), signed=True) if several else ""
-        notes = f"{row.failed} failed or over the ceiling" if row.failed else ""
-        lines.append(Row((row.row, str(row.runs), middle + spread, points(float(row.pooled.min())), notes)))
+        notes = f"{row.failed} of {row.trials} trials failed or over the ceiling" if row.failed else ""
+        worst = points(float(row.pooled.min()))
+        lines.append(Row((row.row, str(row.pooled.size), _difference(row.score), worst, notes)))
     return Table(header, tuple(lines), frozenset(header[1:4]))
 
 
@@ -204,7 +217,7 @@ def _p(value: float | None) -> str:
 
 
 def across_tables(comparison: Comparison) -> dict[str, Table]:
-    """Title -> table, rows first; empty where there is no float control to measure from, or only one row."""
+    """Title -> table, rows first; empty where there is no float control to measure from."""
     rows = row_scores(comparison)
     if not rows:
         return {}

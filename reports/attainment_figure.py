@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from reports.comparison import Comparison
 from reports.figures import STYLE
 from reports.fronts import Curve, attained, curves
-from reports.marks import marker, plain
+from reports.marks import label_of, marker, plain
 from reports.panels import legend_of, panels_of
 
 _POINTS = 200
@@ -39,6 +39,6 @@ def _panel(axes: Axes, comparison: Comparison, shown: list[Curve]) -> None:
         reached = ~np.isnan(best).any(0)
         x, best = grid[reached] / 1e9, best[:, reached]
         axes.fill_between(x, best.min(0), best.max(0), step="post", color=look["color"], alpha=0.15, linewidth=0)
-        axes.step(x, np.median(best, 0), where="post", color=look["color"], linewidth=1.2, label=plain(curve.row))
+        axes.step(x, np.median(best, 0), where="post", color=look["color"], linewidth=1.2, label=label_of(curve.row))
     axes.set_xlabel("GBOPs per image, at most")
     axes.set_ylabel("Test accuracy, %")

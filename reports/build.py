@@ -56,7 +56,8 @@ def _files(comparison: Comparison, summaries: tuple[Summary, ...]) -> Iterator[t
     for name, rows in sheets.items():
         yield f"{name}.csv", tables.write_csv(list(rows[0]) if rows else [], rows).encode()
     yield "references.bib", bibliography(comparison.plan.suite).encode()
-    yield "table.tex", tables.latex(tables.summary_tables(comparison, summaries), tables.READING).encode()
+    free = f" {page.FREE_SEARCH}" if comparison.plan.suite.compute.protocol == "free-search" else ""
+    yield "table.tex", tables.latex(tables.summary_tables(comparison, summaries), tables.READING + free).encode()
     pictures, caption = _pictures(comparison, summaries)
     yield from pictures.items()
     yield "report.md", document.write(comparison, summaries, caption).encode()

@@ -17,7 +17,7 @@ from benchmarks.spec import Config
 from benchmarks.suite import Suite, ceiling_bops, load_suite, suite_names
 from reports.comparison import Comparison
 from reports.display import NOTHING, gbops, interval, percent
-from reports.statistics import Interval, prediction_interval
+from reports.statistics import NO_SPREAD, TWO_SAMPLES, Interval, prediction_interval, wilson_interval
 from reports.tables import Row, Table
 
 FOLDER = Path(__file__).parent / "claims"
@@ -98,18 +98,19 @@ def judged(comparison: Comparison, claims: Iterable[Claim]) -> list[Verdict]:
     """Verdicts on the claims that name this suite and one of its networks."""
     suite = comparison.plan.suite
     named = [claim for claim in claims if claim.suite == suite.suite and claim.network in comparison.models]
-    if named and (changed := changed_keys(suite)):
-        why = f"not the suite as shipped: {', '.join(changed)} differ"
-        return [Verdict(claim, "not run", why) for claim in named]
     return [_judge(comparison, claim) for claim in named]
 
 
-def changed_keys(suite: Suite) -> list[str]:
-    """Keys in which a suite differs from the shipped one of its name and which decide what its cells imitate."""
+def changed_keys(suite: Suite, claim: Claim) -> list[str]:
+    """What of a claim's cell differs from the shipped suite of its name: then it imitates nothing."""
     if suite.suite not in suite_names():
         return []
     shipped = load_suite(suite.suite)
-    return [key for key in IMITATED if getattr(shipped, key) != getattr(suite, key)]
+    changed = [key for key in IMITATED if getattr(shipped, key) != getattr(suite, key)]
+    networks = [{model.name: model for model in each.models}.get(claim.network) for each in (shipped, suite)]
+    rows = [{entry.row: entry for entry in each.methods}.get(claim.row) for each in (shipped, suite)]
+    changed += ["models"] if networks[0] != networks[1] else []
+    return changed + (["methods"] if None not in rows and rows[0] != rows[1] else [])
 
 
 def context(comparison: Comparison, claims: Iterable[Claim]) -> list[Claim]:
@@ -121,6 +122,8 @@ def context(comparison: Comparison, claims: Iterable[Claim]) -> list[Claim]:
 
 
 def _judge(comparison: Comparison, claim: Claim) -> Verdict:
+    if changed := changed_keys(comparison.plan.suite, claim):
+        return Verdict(claim, "not run", f"not the suite as shipped: {', '.join(changed)} differ")
     found = _measured(comparison, claim)
     if isinstance(found, str):
         return Verdict(claim, "not run", found)
@@ -129,7 +132,7 @@ def _judge(comparison: Comparison, claim: Claim) -> Verdict:
     if claim.tolerance is not None:
         expected = Interval(mean - claim.tolerance / 100, mean + claim.tolerance / 100)
     elif (predicted := prediction_interval(values)) is not None:
-        expected = predicted
+        expected = wider(predicted, mean, _images(comparison, claim))
     else:
         return Verdict(claim, "not run", "one seed gives no prediction interval", mean, 1)
     if wanted in expected:
@@ -148,6 +151,15 @@ def _measured(comparison: Comparison, claim: Claim) -> Mapping[int, float] | str
     if not cells[0].complete:
         return f"{len(cells[0].ok)} of {len(cells[0].outcomes)} runs are there"
     return cells[0].accuracies
+
+
+def wider(predicted: Interval, mean: float, images: int) -> Interval:
+    """The prediction interval; where all runs are alike, what two samples of the test images would differ by."""
+    return wilson_interval(mean, images, TWO_SAMPLES) if predicted.width < NO_SPREAD else predicted
+
+
+def _images(comparison: Comparison, claim: Claim) -> int:
+    return next(int(o.metrics["test_images"]) for cell in comparison.of(claim.network) for o in cell.ok)
 
 
 def verdicts_table(verdicts: Sequence[Verdict]) -> Table:

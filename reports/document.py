@@ -13,7 +13,16 @@ from reports.claims import claims_tables
 from reports.comparison import Comparison
 from reports.fronts import READING as FRONTS_READING
 from reports.fronts import fronts_table
-from reports.page import CONVENTION_WORDS, STAYS_FLOAT, absent, account_table, audit_line, bops_table, standing
+from reports.page import (
+    CONVENTION_WORDS,
+    FREE_SEARCH,
+    STAYS_FLOAT,
+    absent,
+    account_table,
+    audit_line,
+    bops_table,
+    standing,
+)
 from reports.provenance import commits_of, environments
 from reports.summary import Summary
 from reports.tables import READING, Row, Table, escape_markdown, markdown, summary_tables
@@ -54,6 +63,7 @@ def _head(comparison: Comparison, summaries: Sequence[Summary]) -> list[str]:
         f"# {escape_markdown(suite.suite)}\n",
         f"{escape_markdown(suite.description)}\n" if suite.description else "",
         f"{ok} of {len(comparison.outcomes)} trials ok. {standing(comparison, summaries)}\n",
+        f"{FREE_SEARCH}\n" if suite.compute.protocol == "free-search" else "",
     ]
 
 

@@ -98,6 +98,11 @@ def marker(row: int) -> dict[str, Any]:
     return {"marker": shape, "color": face, "markersize": size, "markeredgecolor": "white", "markeredgewidth": 0.6}
 
 
+def label_of(row: str) -> str:
+    """A row's name for a legend; matplotlib leaves out labels that begin with an underscore, so a space goes first."""
+    return " " * row.startswith("_") + plain(row)
+
+
 def plain(name: str, longest: int = 44) -> str:
     """A name on one line, printable, not too long for a figure."""
     flat = "".join(character if character.isprintable() else " " for character in name)

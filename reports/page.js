@@ -1,8 +1,16 @@
 // Sorts tables by a click on a head, filters rows by words, and shows the policy of the point under the cursor.
 "use strict";
 
+const UNITS = { s: 1, min: 60, h: 3600, B: 1, KiB: 2 ** 10, MiB: 2 ** 20, GiB: 2 ** 30 };
+
+// The number that a cell begins with: "−1.25 [...]", "< 0.0001", "1 min 05 s" in seconds, "1.20 MiB" in bytes.
 function numberIn(text) {
-  const found = text.replace("−", "-").match(/^[+-]?[\d.,]+/);
+  const plain = text.replaceAll("\u00a0", " ").replace("−", "-").replace(/^< /, "");
+  const parts = [...plain.matchAll(/([\d.]+) (h|min|s|B|KiB|MiB|GiB)(?= |$)/g)];
+  if (parts.length && parts[0].index === 0) {
+    return parts.reduce((sum, [, number, unit]) => sum + parseFloat(number) * UNITS[unit], 0);
+  }
+  const found = plain.match(/^[+-]?[\d.,]+/);
   return found ? parseFloat(found[0].replaceAll(",", "")) : null;
 }
 

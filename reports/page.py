@@ -47,6 +47,11 @@ CONVENTION_WORDS = {
     "edges32": "first and last layer counted as float, 32×32",
 }
 
+FREE_SEARCH = (
+    "Searches are free here, as in most papers: what they spend is counted, and fine-tuning gets the whole grant all "
+    "the same, so that searching rows have more compute than the others."
+)
+
 SHOWN = ("pareto.png", "profile.png", "attainment.png", "curves.png")
 
 DPI = 200
@@ -94,6 +99,7 @@ def _context(comparison: Comparison, summaries: Sequence[Summary]) -> dict[str, 
         "protocol": PROTOCOL,
         "counts": _counts(comparison),
         "standing": standing(comparison, summaries),
+        "free_search": FREE_SEARCH if suite.compute.protocol == "free-search" else "",
         "reading": READING,
         "wrapped": {"Verdict", "Read from", "Source", "At equal BOPs, %", *ACCOUNT_WORDS},
         "tables": summary_tables(comparison, summaries),

@@ -71,8 +71,8 @@ def spreads(comparison: Comparison) -> list[Spread]:
     return found
 
 
-def advice(comparison: Comparison, gap: float) -> Iterator[str]:
-    """Lines for a plan: seeds for a gap of `gap` (accuracy), at the pooled and at the largest spread."""
+def advice(comparison: Comparison, gap: float, source: str) -> Iterator[str]:
+    """Lines for a plan: seeds for a gap of `gap` (accuracy), at the pooled and at the largest spread of `source`."""
     found = spreads(comparison)
     points = f"a gap of {100 * gap:g} points from uniform LSQ"
     if not found:
@@ -83,7 +83,7 @@ def advice(comparison: Comparison, gap: float) -> Iterator[str]:
     worst = max(found, key=lambda spread: spread.deviation)
     yield (
         f"{points} leaves 0 out of its 95 % interval four times in five with {_seeds(gap, pooled)} at the pooled "
-        f"deviation, {100 * pooled:.2f} points ({count(len(found), 'cell')}, {freedom} degrees of freedom)"
+        f"deviation, {100 * pooled:.2f} points ({source}: {count(len(found), 'cell')}, {freedom} degrees of freedom)"
     )
     yield f"and with {_seeds(gap, worst.deviation)} at the largest, {100 * worst.deviation:.2f} points ({worst.label})"
 

@@ -1,25 +1,25 @@
-"""What may be said over many cells at once: sign flips, Holm's correction, and bootstrap intervals over whole blocks.
+"""What may be said over many cells at once: sign flips, Holm's correction, and intervals over whole blocks.
 
 A block is one network and seed: its trials share float weights and data order under every ceiling, so they are flipped
-and drawn together and count as one observation, however many ceilings there are.
+and left out together and count as one observation, however many ceilings there are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
-from reports.statistics import CONFIDENCE, Interval
+from reports.statistics import CONFIDENCE, NO_SPREAD, Interval
 
 FEWEST_BLOCKS = 6
 """Below this no p-value is given: with five, the smallest that two-sided flips can give is 2 / 2^5 = 0.0625."""
 
 _EXACT_BLOCKS = 16
 _FLIPS = 100_000
-_RESAMPLES = 2_000
 _ROUNDING = 1e-9
 
 Key = Hashable
@@ -90,23 +90,40 @@ def improvement(ours: Scores, theirs: Scores) -> float:
     return float(np.average(shares, weights=[values.shape[1] for values in ours.values()]))
 
 
-def interquartile_interval(scores: Scores, confidence: float = CONFIDENCE) -> Interval:
-    """Percentile bootstrap interval of the interquartile mean over all strata; blocks are drawn within theirs."""
-    generator = np.random.default_rng(0)
-    drawn = [values[_indices(generator, len(values))].reshape(_RESAMPLES, -1) for values in _ordered(scores)]
-    pooled = np.sort(np.concatenate(drawn, axis=1), axis=1)
-    cut = pooled.shape[1] // 4
-    return _percentiles(pooled[:, cut : pooled.shape[1] - cut].mean(1), confidence)
+def improvement_interval(ours: Scores, theirs: Scores, confidence: float = CONFIDENCE) -> Interval | None:
+    """Interval of `improvement`, by leaving out one block of either side at a time, within 0..1.
+
+    None for single blocks, and where leaving one out changes nothing: of rows that are wholly apart it is not known how
+    far.
+    """
+    sides: dict[Key, NDArray[np.float64]] = {("ours", key): values for key, values in ours.items()}
+    sides |= {("theirs", key): values for key, values in theirs.items()}
+
+    def share(left: Scores) -> float:
+        return improvement({key: left["ours", key] for key in ours}, {key: left["theirs", key] for key in theirs})
+
+    found = _jackknife(sides, share, confidence)
+    if found is None or found.width < NO_SPREAD:
+        return None
+    return Interval(max(0.0, found.low), min(1.0, found.high))
 
 
-def improvement_interval(ours: Scores, theirs: Scores, confidence: float = CONFIDENCE) -> Interval:
-    """Percentile bootstrap interval of `improvement`; each side draws its own blocks within each stratum."""
-    generator = np.random.default_rng(0)
-    total = np.zeros(_RESAMPLES)
-    for x, y in zip(_ordered(ours), _ordered(theirs), strict=True):
-        of_x, of_y = _indices(generator, len(x)), _indices(generator, len(y))
-        total += x.shape[1] * wins(x, y)[of_x[:, :, None], of_y[:, None, :]].mean((1, 2))
-    return _percentiles(total / sum(values.shape[1] for values in ours.values()), confidence)
+def _jackknife(scores: Scores, statistic: Callable[[Scores], float], confidence: float) -> Interval | None:
+    """θ ± t · √Σ_h (n_h - 1) / n_h Σ_i (θ_(hi) - θ_(h·))², t with Σ (n_h - 1) degrees of freedom (Shao and Tu 1995).
+
+    θ_(hi) is θ without block i of stratum h, θ_(h·) their mean. None where a stratum has a single block.
+    """
+    counts = [len(values) for values in scores.values()]
+    if min(counts, default=0) < 2:
+        return None
+    variance = 0.0
+    for stratum, values in scores.items():
+        left_out = [statistic({**scores, stratum: np.delete(values, index, 0)}) for index in range(len(values))]
+        variance += (len(values) - 1) * float(np.var(left_out))
+    freedom = sum(counts) - len(counts)
+    half = float(stdtrit(freedom, (1 + confidence) / 2)) * math.sqrt(variance)
+    whole = statistic(scores)
+    return Interval(whole - half, whole + half)
 
 
 def profile(values: NDArray[np.float64], thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -117,17 +134,3 @@ def profile(values: NDArray[np.float64], thresholds: NDArray[np.float64]) -> NDA
     """
     shares: NDArray[np.float64] = (values.reshape(-1, 1) > thresholds).mean(0)
     return shares
-
-
-def _ordered(scores: Scores) -> list[NDArray[np.float64]]:
-    return [scores[stratum] for stratum in sorted(scores, key=str)]
-
-
-def _indices(generator: np.random.Generator, blocks: int) -> NDArray[np.int64]:
-    """Blocks drawn with replacement, (resamples, blocks)."""
-    return generator.integers(0, blocks, (_RESAMPLES, blocks))
-
-
-def _percentiles(found: NDArray[np.float64], confidence: float) -> Interval:
-    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(low), float(high))

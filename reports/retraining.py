@@ -1,13 +1,15 @@
 """How much of a method's spread over seeds is its search and how much is training: `python -m reports.retraining`.
 
 `suite RECORDS --method M --model N` writes a suite, to standard output, in which every policy that the method chose is
-trained again from every seed (`given`). `table RECORDS`, of that suite's records, splits the variance of the accuracy.
+trained again from every seed (`given`), for as many epochs as the search left. `table RECORDS`, of that suite's
+records, splits the variance of the accuracy.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import Any
 import yaml
 
 from benchmarks.record import Record, Records
+from benchmarks.spec import canonical_json
 from reports.display import percent
 
 
@@ -56,44 +59,65 @@ def components(table: Mapping[str, Mapping[int, float]]) -> Components:
 
 
 def suite_of(records: Sequence[Record], method: str, model: str) -> dict[str, Any]:
-    """A suite that trains every policy of `method` on `model` again, from all seeds. Raises ValueError for none."""
+    """A suite that trains every policy of `method` on `model` again, from all seeds; policies that are alike once.
+
+    Raises ValueError unless there are ok records of one kind: the same options, ceiling, data and recipe.
+    """
     own = [r for r in records if (r.spec["method"]["name"], r.spec["model"]["name"]) == (method, model)]
-    chosen = [record for record in own if record.status == "ok"]
-    ceilings = sorted({record.spec["ceiling_bops"] for record in chosen})
-    if not chosen or len(ceilings) != 1:
-        raise ValueError(f"{len(chosen)} ok records of {method} on {model} at {len(ceilings)} ceilings; one is needed")
-    spec = chosen[0].spec
-    ordered = sorted(chosen, key=lambda record: (record.spec["seed"], record.spec["draw"]))
-    rows = [
-        {"name": "given", "label": _label(record.spec), "options": {"policy": record.result["policy"]}}
-        for record in ordered
-    ]
-    kept = {key: spec[key] for key in ("data", "pretraining", "space", "quantizer", "recipe") if spec[key] is not None}
+    chosen = sorted((r for r in own if r.status == "ok"), key=lambda r: (r.spec["seed"], r.spec["draw"]))
+    kinds = {canonical_json({k: v for k, v in r.spec.items() if k not in ("seed", "draw")}) for r in chosen}
+    if len(kinds) != 1:
+        raise ValueError(f"{len(chosen)} ok records of {method} on {model}, of {len(kinds)} kinds; one kind is needed")
+    named: dict[str, list[Record]] = {}
+    for record in chosen:
+        named.setdefault(canonical_json(record.result["policy"]), []).append(record)
+    spec, epochs = chosen[0].spec, statistics.median(map(_finetuned, chosen))
+    kept = {key: spec[key] for key in ("data", "space", "quantizer", "recipe")}
     return {
         "suite": f"retraining-{method}-{model}".replace("_", "-"),
         "description": f"Every policy that {method} chose on {model}, trained again from every seed.",
         **kept,
+        "pretraining": spec["pretraining"] or {"epochs": 1, "recipe": spec["recipe"]},  # published weights need none
+        **({"teacher": spec["teacher"]["model"]} if spec.get("teacher") else {}),
         "models": [spec["model"]],
-        "ceilings": ceilings,
-        "methods": ["float", *rows],
+        "ceilings": [spec["ceiling_bops"]],
+        "methods": [
+            "float",
+            *(_row(same) for same in named.values()),
+        ],
         "seeds": sorted({record.spec["seed"] for record in chosen}),
-        "compute": {"epochs": spec["compute"]["epochs"]},
+        "compute": {"epochs": epochs},
     }
 
 
-def _label(spec: Mapping[str, Any]) -> str:
-    return f"policy of seed {spec['seed']}" + (f" draw {spec['draw']}" if spec["draw"] else "")
+def _row(same: Sequence[Record]) -> dict[str, Any]:
+    return {"name": "given", "label": _label(same), "options": {"policy": same[0].result["policy"]}}
+
+
+def _finetuned(record: Record) -> float:
+    """Recipe epochs of fine-tuning that the search left."""
+    account = record.result["account"]
+    return float(sum(p["macs"] for p in account["phases"] if p["name"] == "finetune") / account["epoch_macs"])
+
+
+def _label(same: Sequence[Record]) -> str:
+    """`policy of seed 0 draw 1, seed 3`"""
+    parts = [f"seed {r.spec['seed']}" + (f" draw {r.spec['draw']}" if r.spec["draw"] else "") for r in same]
+    return f"policy of {', '.join(parts)}"
 
 
 def lines(records: Sequence[Record]) -> list[str]:
-    """The split of the variance, for people."""
+    """The split of the variance, for people. Raises ValueError for records of several networks, ceilings or recipes."""
+    given = [record for record in records if record.status == "ok" and record.spec["method"]["name"] == "given"]
+    kinds = {canonical_json({k: v for k, v in r.spec.items() if k not in ("seed", "method")}) for r in given}
+    if len(kinds) > 1:
+        raise ValueError(f"records of {len(kinds)} networks, ceilings or recipes; give those of one suite")
     table: dict[str, dict[int, float]] = {}
-    for record in records:
-        if record.status == "ok" and record.spec["method"]["name"] == "given":
-            policy = yaml.safe_dump(record.spec["method"]["options"])
-            table.setdefault(policy, {})[record.spec["seed"]] = record.result["metrics"]["test_accuracy"]
+    for record in given:
+        policy = canonical_json(record.spec["method"]["options"])
+        table.setdefault(policy, {})[record.spec["seed"]] = record.result["metrics"]["test_accuracy"]
     found = components(table)
-    whole = found.policies + found.seeds + found.rest
+    whole = found.policies + found.seeds + found.rest or 1.0
     names = ("policies (the search)", "seeds (start and data order)", "the rest")
     parts = zip(names, (found.policies, found.seeds, found.rest), strict=True)
     head = [f"{found.rows} policies x {found.columns} seeds; standard deviations in points, shares of the variance"]

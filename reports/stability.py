@@ -17,19 +17,21 @@ from reports.across import RowScores, row_scores
 from reports.comparison import Comparison
 from reports.display import NOTHING, interval, points
 from reports.figures import STYLE, save
-from reports.marks import marker, plain
+from reports.marks import label_of, marker
 from reports.panels import legend_of, panels_of
-from reports.resampling import Scores, interquartile_interval, interquartile_mean
+from reports.resampling import Scores
 from reports.tables import Row, Table, escape_markdown, markdown
 
 Sweep = Mapping[float, Comparison]
 """Share of the suite's epochs -> the comparison at it."""
 
 READING = (
-    "Score: interquartile mean over networks, ceilings and seeds of test accuracy minus that of the same seed's "
-    "float control at the same compute, points. Kendall's tau-b of two shares: over all pairs of rows, on their "
-    "means over seeds within each network and ceiling, averaged over those; 1 where both shares order all rows "
-    "alike, -1 where in reverse."
+    "Score: as in the report, the interquartile mean over networks and ceilings of test accuracy minus that of "
+    "the same seed's float control at the same compute, points; mean over seeds with 95 % t-interval. Kendall's "
+    "tau-b of two shares: over all pairs of rows, on their means over seeds within each network and ceiling, "
+    "averaged over those; 1 where both shares order all rows alike, -1 where in reverse. Seeds alone reorder rows "
+    "too: on the diagonal stands the tau between the even and the odd seeds of one share, so that only taus well "
+    "below it speak of compute; without four seeds there is none, and then a low tau says nothing."
 )
 
 
@@ -62,6 +64,14 @@ def stability(ours: Mapping[str, Scores], theirs: Mapping[str, Scores]) -> float
             taus.append(kendall_tau(*means))
     known = [tau for tau in taus if tau is not None]
     return math.fsum(known) / len(known) if known else None
+
+
+def split_half(scores: Mapping[str, Scores]) -> float | None:
+    """`stability` of the even against the odd seeds, by their place; None where a network has fewer than four."""
+    if any(len(values) < 4 for row in scores.values() for values in row.values()):
+        return None
+    halves = [{row: {m: v[start::2] for m, v in own.items()} for row, own in scores.items()} for start in (0, 1)]
+    return stability(*halves)
 
 
 def write(sweep: Sweep, folder: Path) -> Path:
@@ -98,19 +108,18 @@ def scores_table(scored: Mapping[float, list[RowScores]]) -> Table:
 def _score(row: RowScores | None) -> str:
     if row is None or row.absent:
         return row.absent if row else NOTHING
-    middle = points(interquartile_mean(row.pooled))
-    if all(len(values) == 1 for values in row.scores.values()):
-        return middle
-    return middle + interval(interquartile_interval(row.scores), signed=True)
+    return points(row.score.value) + interval(row.score.interval, signed=True)
 
 
 def taus_table(scored: Mapping[float, list[RowScores]]) -> Table:
-    """Share x share -> mean tau."""
+    """Share x share -> mean tau; on the diagonal, of the even against the odd seeds."""
     present = {share: {row.row: row.scores for row in rows if not row.absent} for share, rows in scored.items()}
     header = ("Kendall's tau", *(f"x{share:g}" for share in scored))
     lines = []
     for one in scored:
-        taus = [stability(present[one], present[other]) for other in scored]
+        taus = [
+            split_half(present[one]) if one == other else stability(present[one], present[other]) for other in scored
+        ]
         lines.append(Row((f"x{one:g}", *(NOTHING if tau is None else f"{tau:.2f}" for tau in taus))))
     return Table(header, tuple(lines), frozenset(header[1:]))
 
@@ -129,12 +138,10 @@ def stability_figure(sweep: Sweep, scored: Mapping[float, list[RowScores]]) -> F
             found = [(share, row) for share, own in scored.items() for row in own if row.row == name and not row.absent]
             if not found:
                 continue
-            middles = [100 * interquartile_mean(row.pooled) for _, row in found]
-            bands = [interquartile_interval(row.scores) for _, row in found]
+            means = [row.score for _, row in found]
             look = {**marker(place), "linewidth": 1.1, "elinewidth": 1.0, "capsize": 2}
-            below = [middle - 100 * band.low for middle, band in zip(middles, bands, strict=True)]
-            above = [100 * band.high - middle for middle, band in zip(middles, bands, strict=True)]
+            halves = [50 * mean.interval.width if mean.interval else 0.0 for mean in means]
             x = [share * 1.02 ** (place - len(rows) / 2) for share, _ in found]
-            axes.errorbar(x, middles, yerr=(np.maximum(below, 0), np.maximum(above, 0)), label=plain(name), **look)
+            axes.errorbar(x, [100 * mean.value for mean in means], yerr=halves, label=label_of(name), **look)
         legend_of(figure, [axes])
     return figure

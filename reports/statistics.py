@@ -10,6 +10,9 @@ from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 
+TWO_SAMPLES = 1.96 * math.sqrt(2)
+"""Standard errors of one sample within which two independent ones differ 95 times in 100."""
+
 NO_SPREAD = 1e-9
 """A narrower interval is rounding: accuracies differ by at least one over the number of test images."""
 

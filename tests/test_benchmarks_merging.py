@@ -62,12 +62,39 @@ def archive(path, files):
 def test_archives_are_read_and_never_unpacked(tmp_path, name):
     folder = write_records(PLAN, tmp_path / "records").folder
     files = {f"runs/fabricated/records/{name}": text for name, text in content(folder).items()}
-    outside = {f"../../{name}": text for name, text in list(content(folder).items())[:1]}
+    outside = {f"../../../{name}": text for name, text in list(content(folder).items())[:1]}
     other = {"runs/other/records/nonsense.json": b"{}", "runs/fabricated/report/index.html": b"<b>"}
+    other["runs/fabricated/records/._x.json"] = b"what an archiver adds"
     records, merged = joined(tmp_path, archive(tmp_path / name, files | outside | other))
     assert merged.added == 6
     assert content(records.folder) == content(folder)
     assert {path.name for path in tmp_path.iterdir()} == {"records", "joined", name}
+
+
+@pytest.mark.parametrize("name", ["them.tar.gz", "them.zip"])
+def test_a_folder_of_records_may_have_any_name_in_an_archive(tmp_path, name):
+    folder = write_records(PLAN, tmp_path / "records").folder
+    files = {f"quick/{name}": text for name, text in content(folder).items()}
+    assert joined(tmp_path, archive(tmp_path / name, files))[1].added == 6
+
+
+@pytest.mark.parametrize("name", ["them.tar.gz", "them.zip"])
+def test_damaged_archives_are_refused(tmp_path, name):
+    whole = archive(tmp_path / name, {"records/x.json": bytes(range(256)) * 400})
+    text = whole.read_bytes()
+    whole.write_bytes(text[: len(text) // 2] if name.endswith("gz") else text[:60] + b"!" + text[61:])
+    with pytest.raises((SuiteError, RecordError), match=r"damaged archive|truncated or not JSON|neither"):
+        joined(tmp_path, whole)
+
+
+def test_a_source_without_records_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for source in (tmp_path / "empty", archive(tmp_path / "them.zip", {"readme.txt": b"no"})):
+        with pytest.raises(SuiteError, match="holds no records of fabricated"):
+            joined(tmp_path, source)
+    deep = archive(tmp_path / "deep.zip", {"x.json": b"[" * 200_000})
+    with pytest.raises(RecordError, match="not JSON"):
+        joined(tmp_path, deep)
 
 
 def test_an_id_that_is_a_path_is_refused(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reports.across import across_tables, pairs, row_scores
+from reports.across import RowScores, across_tables, pairs, row_scores
 from reports.agreement import agreement, agreement_table, by_chance
 from reports.comparison import gather
 from reports.resampling import sign_flip_p
@@ -46,7 +46,19 @@ def test_scores_are_paired_with_the_float_control_of_the_seed(tmp_path):
     assert scores.shape == (3, 2)
     extra = [0.0001 * ((seed * 7 + len("resnet18")) % 5) for seed in range(3)]
     assert scores[:, 0] == pytest.approx(np.array([-0.08] * 3) + extra)
-    assert rows["hawq"].runs == 12
+    assert rows["hawq"].trials == 12
+
+
+@pytest.mark.parametrize(("networks", "seeds", "ceilings"), [(1, 2, 1), (1, 3, 3), (3, 3, 3), (3, 5, 3)])
+def test_the_interval_of_a_score_covers_it(networks, seeds, ceilings):
+    generator, hits, trials = np.random.default_rng(3), 0, 1500
+    for _ in range(trials):
+        # Symmetric about 0 within every block, so a seed's interquartile mean is; ceilings of a block are correlated.
+        blocks = {str(m): generator.normal(size=(seeds, 1)) for m in range(networks)}
+        scores = {m: own + 0.3 * generator.normal(size=(seeds, ceilings)) for m, own in blocks.items()}
+        hits += 0.0 in RowScores("row", scores, 0, 0).score.interval
+    # Four standard errors of a binomial share about 95 %, and a point for means of seeds that are not quite normal.
+    assert abs(hits / trials - 0.95) < 0.01 + 4 * (0.95 * 0.05 / trials) ** 0.5
 
 
 def test_rows_are_set_against_uniform_and_searches_against_random(tmp_path):
@@ -58,7 +70,8 @@ def test_rows_are_set_against_uniform_and_searches_against_random(tmp_path):
     assert all(pair.difference.n == 6 for pair in found)
     assert [pair.p for pair in found] == [2 / 64] * 3
     assert [pair.adjusted for pair in found] == [6 / 64] * 3
-    assert {pair.verdict for pair in found} == {"no difference shown"}
+    # Three pairs at six blocks: the smallest p there is, 2 / 64, times 3 is above 0.05.
+    assert {pair.verdict for pair in found} == {"too few blocks to show one among so many pairs"}
     assert [pair.better for pair in found] == [1.0, 0.0, 1.0]
 
 
@@ -91,7 +104,7 @@ def test_a_failed_run_counts_as_the_worst_there_is(tmp_path):
     assert rows["hawq"].scores["resnet18"][1, 0] == pytest.approx(-0.901)
     found = {pair.theirs: pair for pair in pairs(comparison, list(rows.values())) if pair.ours == "hawq"}
     assert found["uniform-lsq"].difference.value < 0
-    assert "1 failed or over the ceiling" in str(across_tables(comparison)["Scores"].rows)
+    assert "1 of 12 trials failed or over the ceiling" in str(across_tables(comparison)["Scores"].rows)
 
 
 def test_a_missing_run_blocks_the_claims_of_its_row_and_of_no_other(tmp_path):
@@ -140,6 +153,7 @@ def test_flips_of_blocks_do_not_call_noise(tmp_path):
             result["metrics"]["test_accuracy"] -= GAIN["hawq"] + 0.01 * (-1) ** trial.spec.seed
 
     comparison = compared(tmp_path, change, seeds=(0, 1, 2, 3))
+    assert 3 * 2 / 2**8 < 0.05  # here a difference could be shown
     pair = pairs(comparison, row_scores(comparison))[0]
     expected = sign_flip_p([-0.01, 0.01] * 4)
     assert pair.p == expected == 1.0

@@ -67,9 +67,31 @@ def test_what_cannot_be_judged_is_not_run(tmp_path):
 
 def test_a_changed_recipe_imitates_nothing():
     shipped = load_suite("imagenet-full")
-    assert changed_keys(shipped) == []
-    assert changed_keys(load_suite("imagenet-full", {"compute.epochs": 1, "weights": "none"})) == ["weights", "compute"]
-    assert changed_keys(shipped.model_copy(update={"seeds": (7,), "methods": shipped.methods[:2]})) == []
+    mine = claim(72, suite="imagenet-full", row="metamix")
+    assert changed_keys(shipped, mine) == []
+    shortened = load_suite("imagenet-full", {"compute.epochs": 1, "weights": "none"})
+    assert changed_keys(shortened, mine) == ["weights", "compute"]
+    assert changed_keys(shipped.model_copy(update={"seeds": (7,), "methods": shipped.methods[:2]}), mine) == []
+    thin = [model.model_copy(update={"width": 0.5}) for model in shipped.models]
+    assert changed_keys(shipped.model_copy(update={"models": tuple(thin)}), mine) == ["models"]
+    tuned = [
+        entry.model_copy(update={"options": {"scale": "paper"}} if entry.name == "metamix" else {})
+        for entry in shipped.methods
+    ]
+    assert changed_keys(shipped.model_copy(update={"methods": tuple(tuned)}), mine) == ["methods"]
+
+
+def test_runs_that_are_all_alike_are_held_to_the_sampling_of_test_images(tmp_path):
+    def alike(_trial, result, _observed):
+        result["metrics"]["test_accuracy"] = 0.6
+
+    comparison = compared(tmp_path, alike)
+    # 360 images at 60 %: two samples of them differ by up to 7.2 points.
+    assert [judged(comparison, [claim(top1)])[0].status for top1 in (60.3, 66.5, 69.0)] == [
+        "reproduced",
+        "reproduced",
+        "not reproduced",
+    ]
 
 
 def test_the_shipped_claims_are_whole_and_name_cells_that_exist():
@@ -151,6 +173,20 @@ def test_another_environment_is_held_to_the_prediction_interval(tmp_path, points
     assert {check.status for key, check in found.items() if key != ("hawq", 1)} == {"reproduced"}
 
 
+def test_only_cpus_are_held_to_the_bit(tmp_path):
+    def on_gpu(shift):
+        def change(trial, result, observed):
+            accuracies(trial, result, observed)
+            result["metrics"]["test_accuracy"] += shift
+            observed["environment"]["device"] = "a GPU"
+
+        return change
+
+    found = both(tmp_path, on_gpu(0.001), on_gpu(0.0))
+    assert {check.status for check in found} == {"reproduced"}
+    assert all("only CPUs" in check.why for check in found)
+
+
 def test_one_reference_run_is_held_to_the_sampling_of_test_images(tmp_path):
     plan = make_plan(make_suite(METHODS))
 
@@ -195,6 +231,7 @@ def test_verify_as_a_command(tmp_path):
     shutil.copytree(out / "tiny" / "records", folder)
     assert cli(*arguments, "--reference", folder).code == 0
     assert cli(*arguments, "--reference", tmp_path / "none").code == 2
+    assert cli(*arguments, "--reference", out).code == 2  # no records in it, though below it
     text = next(folder.glob("*.json"))
     text.write_text(text.read_text().replace('"status": "ok"', '"status": "failed"'))
     ran = cli(*arguments, "--reference", folder)

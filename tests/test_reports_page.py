@@ -106,6 +106,14 @@ def test_a_click_on_a_head_sorts_by_number_and_another_turns_it_round(tmp_path):
     assert doing(tmp_path, script) == "true ascending true 8 descending"
 
 
+def test_times_and_sizes_sort_by_what_they_are_not_by_their_first_figure(tmp_path):
+    cells = ["59.9 s", "1 min 15 s", "2 h 05 min", "900.00 KiB", "1.20 MiB", "−1.25 [−2.00, 0.00]", "< 0.0001", "–"]
+    found = doing(tmp_path, f"return {cells!r}.map(numberIn).join(' ')").split(" ")
+    assert found[:3] == ["59.9", "75", "7500"]
+    assert [float(value) for value in found[3:7]] == [900 * 2**10, pytest.approx(1.2 * 2**20), -1.25, 0.0001]
+    assert found[7:] == [""]
+
+
 def test_the_filter_keeps_rows_with_all_its_words(tmp_path):
     script = """
       const field = document.getElementById("filter");

@@ -53,14 +53,14 @@ def test_the_spread_is_that_of_paired_differences(tmp_path):
     comparison = gather(plan, write_records(plan, tmp_path, spread_out))
     found = {spread.label.split(" · ")[1]: spread.deviation for spread in spreads(comparison)}
     assert found == pytest.approx({"hawq": 0.01, "random": 0.0})
-    first, second = advice(comparison, 0.01)
-    assert "0.71 points (2 cells, 4 degrees of freedom)" in first  # the root of the mean of 1 and 0
+    first, second = advice(comparison, 0.01, "records here")
+    assert "0.71 points (records here: 2 cells, 4 degrees of freedom)" in first  # the root of the mean of 1 and 0
     assert "10 seeds at the largest, 1.00 points (mobilenet_v2 · hawq" in second
 
 
 def test_without_three_seeds_nothing_is_known(tmp_path):
     plan = make_plan(make_suite(["float", "uniform-lsq", "hawq"], seeds=(0, 1)))
-    (line,) = advice(gather(plan, write_records(plan, tmp_path)), 0.01)
+    (line,) = advice(gather(plan, write_records(plan, tmp_path)), 0.01, "records here")
     assert "nothing is known" in line
 
 
@@ -68,5 +68,5 @@ def test_the_plan_tells_the_seeds_of_a_gap(tmp_path):
     ran = cli("plan", "--suite", "metamix-ablation", "--out", tmp_path, "--gap", "1")
     assert ran.code == 0, ran.err
     assert "a gap of 1 points from uniform LSQ" in ran.out
-    assert "degrees of freedom" in ran.out  # of the records shipped with the repository
+    assert "shipped records: 7 cells" in ran.out
     assert cli("plan", "--suite", "smoke", "--out", tmp_path, "--gap", "-1").code == 2

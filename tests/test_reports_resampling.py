@@ -15,7 +15,6 @@ from reports.resampling import (
     holm,
     improvement,
     improvement_interval,
-    interquartile_interval,
     interquartile_mean,
     profile,
     sign_flip_p,
@@ -110,24 +109,22 @@ def test_improvement_weighs_cells_alike():
     assert improvement({"a": one, "b": two}, {"a": two[:, :1], "b": two}) == pytest.approx((1 + 3 * 0.5) / 4)
 
 
-def test_the_interval_of_the_interquartile_mean_covers_it():
-    generator, hits, trials = np.random.default_rng(3), 0, 400
+def test_the_interval_of_the_chance_to_be_better_covers_it():
+    generator, hits, given_at_all, trials = np.random.default_rng(5), 0, 0, 600
     for _ in range(trials):
-        # Symmetric about 0 within every block, so the interquartile mean is 0; ceilings of a block are correlated.
-        scores = {m: generator.normal(size=(10, 1)) + 0.3 * generator.normal(size=(10, 3)) for m in ("a", "b", "c")}
-        hits += 0.0 in interquartile_interval(scores)
-    # Percentile bootstraps of 30 blocks fall a little short of 95 %; four standard errors below 92 %.
-    assert hits / trials > 0.92 - 4 * math.sqrt(0.92 * 0.08 / trials)
-    assert hits < trials
+        ours, theirs = ({m: generator.normal(shift, 1, (5, 2)) for m in "ab"} for shift in (0.7, 0.0))
+        if interval := improvement_interval(ours, theirs):
+            given_at_all += 1
+            hits += scipy.stats.norm.cdf(0.7 / 2**0.5) in interval
+    assert given_at_all > 0.98 * trials
+    assert abs(hits / given_at_all - 0.95) < 0.03 + 4 * math.sqrt(0.95 * 0.05 / trials)
 
 
-def test_intervals_are_the_same_each_time_and_follow_the_scores():
-    generator = np.random.default_rng(4)
-    low = {"a": generator.normal(size=(6, 2)), "b": generator.normal(size=(5, 2))}
-    high = {model: values + 4 for model, values in low.items()}
-    assert improvement_interval(high, low) == improvement_interval(high, low)
-    assert improvement_interval(high, low).low > 0.9
-    assert improvement_interval(low, high).high < 0.1
+def test_there_is_no_interval_where_nothing_is_known_of_the_spread():
+    one = {"a": np.array([[0.5, 0.6]])}
+    assert improvement_interval(one, one) is None
+    low = {"a": np.arange(4.0)[:, None]}
+    assert improvement_interval({"a": low["a"] + 10}, low) is None  # wholly apart
     assert 0.5 in improvement_interval(low, low)
 
 

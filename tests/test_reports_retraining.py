@@ -11,7 +11,8 @@ import yaml
 
 from benchmarks.suite import Suite, plan
 from reports import retraining
-from reports.retraining import components, suite_of
+from reports.retraining import components, lines, suite_of
+from tests.fabricated import make_plan, make_suite, with_label, write_records
 from tests.harness import finished
 
 
@@ -57,13 +58,55 @@ def test_the_suite_of_a_searchs_policies_can_be_planned(capsys):
     record = next(r for r in retraining.Records(folder) if r.spec["method"]["name"] == "metamix")
     again = trials["policy of seed 0"]
     assert again.method.options["policy"] == record.result["policy"]
-    assert (again.recipe, again.data, again.start) == (
-        record.trial_spec.recipe,
-        record.trial_spec.data,
-        record.trial_spec.start,
-    )
+    searched = record.trial_spec
+    assert (again.recipe, again.data, again.start) == (searched.recipe, searched.data, searched.start)
+    tuned = record.result["account"]["phases"][-1]["macs"] / record.result["account"]["epoch_macs"]
+    assert again.compute.epochs == pytest.approx(tuned) != searched.compute.epochs
 
 
 def test_a_method_that_is_not_there_is_refused():
-    with pytest.raises(ValueError, match="0 ok records of nobody"):
+    with pytest.raises(ValueError, match="0 ok records of nobody on resnet18, of 0 kinds"):
         suite_of(list(retraining.Records(finished().out / "tiny" / "records")), "nobody", "resnet18")
+
+
+def searched(tmp_path, change=None, **suite):
+    plan = make_plan(make_suite(["hawq"], seeds=(0, 1, 2), **suite))
+    return list(write_records(plan, tmp_path, change))
+
+
+def test_policies_that_are_alike_are_trained_once(tmp_path):
+    first = searched(tmp_path / "a")[0].result["policy"]
+
+    def alike(trial, result, _observed):
+        if trial.spec.seed < 2:
+            result["policy"] = first
+        else:
+            layers = {name: [4, 3] for name in first["layers"]}
+            result["policy"] = {**first, "layers": layers}
+
+    rows = suite_of(searched(tmp_path / "b", alike), "hawq", "mobilenet_v2")["methods"]
+    assert [row if row == "float" else row["label"] for row in rows] == [
+        "float",
+        "policy of seed 0, seed 1",
+        "policy of seed 2",
+    ]
+
+
+def test_several_kinds_of_records_are_refused(tmp_path):
+    records = searched(tmp_path, ceilings=("uniform:w4a3", "uniform:w4a4"))
+    with pytest.raises(ValueError, match="6 ok records of hawq on mobilenet_v2, of 2 kinds"):
+        suite_of(records, "hawq", "mobilenet_v2")
+
+
+def test_the_table_of_retrained_policies(tmp_path):
+    policies = [with_label("given", f"policy {k}", options={"policy": k}) for k in range(3)]
+    plan = make_plan(make_suite(policies, seeds=(0, 1)))
+
+    def accuracy(trial, result, _observed):
+        result["metrics"]["test_accuracy"] = 0.8 + 0.02 * trial.spec.method.options["policy"] + 0.01 * trial.spec.seed
+
+    head, of_policies, of_seeds, rest = lines(list(write_records(plan, tmp_path, accuracy)))
+    assert head.startswith("3 policies x 2 seeds")
+    assert of_policies == "policies (the search): 2.00 points, 89 %"  # variances 4 and 1/2
+    assert of_seeds == "seeds (start and data order): 0.71 points, 11 %"
+    assert rest == "the rest: 0.00 points, 0 %"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.record import Records
-from reports.stability import kendall_tau, stability
+from reports.stability import kendall_tau, split_half, stability
 from tests.harness import cli, copy_finished, finished
 
 ranks = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=9)
@@ -33,6 +33,21 @@ def test_stability_is_the_mean_over_networks_and_ceilings():
     assert stability(ours, ours) == 1
     assert stability(ours, {**theirs, "c": {"net": np.zeros((1, 2))}}) == 0
     assert stability(ours, {"c": ours["a"]}) is None
+
+
+def test_the_halves_of_the_seeds_tell_what_seeds_alone_do():
+    apart = {"a": {"net": np.ones((4, 1))}, "b": {"net": np.zeros((4, 1))}}
+    assert split_half(apart) == 1
+    crossed = {"a": {"net": np.array([[1.0], [0.0]] * 2)}, "b": {"net": np.array([[0.0], [1.0]] * 2)}}
+    assert split_half(crossed) == -1
+    assert split_half({row: {"net": own["net"][:3]} for row, own in apart.items()}) is None
+
+
+def test_a_sweep_without_a_float_control_is_refused_before_anything_runs(tmp_path):
+    ran = cli("sweep", "--suite", finished().suite, "--out", tmp_path, "--methods", "uniform-lsq,hawq")
+    assert ran.code == 2
+    assert "float" in ran.err
+    assert not (tmp_path / "tiny").exists()
 
 
 @pytest.mark.parametrize("shares", ["", "1,x", "0,1", "-1", "inf"])
