@@ -39,14 +39,14 @@ def _convolution_backward(
 
 def measure_macs(run: Callable[[], object]) -> int:
     """Multiply-accumulates of the convolutions and matrix products that `run` executes, backward passes included."""
-    with _FlopCounter() as counter:
+    counter = MacCounter()
+    with counter:
         run()
-    total: int = counter.flops
-    return total // 2
+    return counter.macs
 
 
-class _FlopCounter(TorchDispatchMode):
-    """Sums torch's own FLOP formulas over the operations that run.
+class MacCounter(TorchDispatchMode):
+    """Multiply-accumulates of what runs inside: torch's own FLOP formulas, summed and halved. May be nested.
 
     Deviation: not torch's FlopCounterMode, whose module tracker refuses autograd.grad with respect to parameters that
     pass through a module, as quantized weights do.
@@ -56,6 +56,11 @@ class _FlopCounter(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self.formulas = {**flop_registry, torch.ops.aten.convolution_backward: shape_wrapper(_convolution_backward)}
+
+    @property
+    def macs(self) -> int:
+        macs: int = self.flops // 2
+        return macs
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -123,11 +128,12 @@ class ForwardMeter:
 
 @dataclass
 class Entry:
-    """What one phase has cost so far."""
+    """What one phase has cost so far. teacher_macs_per_image: the teacher's part of `macs_per_image`."""
 
     macs_per_image: int
     steps: int = 0
     images: int = 0
+    teacher_macs_per_image: int = 0
 
     @property
     def macs(self) -> int:
@@ -168,8 +174,8 @@ class Account:
         """What a search may spend in all."""
         return int(self.granted_macs * self.search_share)
 
-    def charge(self, phase: str, images: int, macs_per_image: int) -> None:
-        entry = self.phases.setdefault(phase, Entry(macs_per_image))
+    def charge(self, phase: str, images: int, macs_per_image: int, teacher_macs_per_image: int = 0) -> None:
+        entry = self.phases.setdefault(phase, Entry(macs_per_image, teacher_macs_per_image=teacher_macs_per_image))
         entry.steps += 1
         entry.images += images
 
@@ -178,7 +184,10 @@ class Account:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            part: {name: [e.macs_per_image, e.steps, e.images] for name, e in getattr(self, part).items()}
+            part: {
+                name: [e.macs_per_image, e.steps, e.images, e.teacher_macs_per_image]
+                for name, e in getattr(self, part).items()
+            }
             for part in ("phases", "shown")
         }
 
@@ -189,8 +198,15 @@ class Account:
     def to_dict(self) -> dict[str, Any]:
         """The account as a record keeps it."""
         charged = [
-            {"name": n, "steps": e.steps, "images": e.images, "macs": e.macs, "macs_per_image": e.macs_per_image}
-            for n, e in self.phases.items()
+            {
+                "name": name,
+                "steps": entry.steps,
+                "images": entry.images,
+                "macs": entry.macs,
+                "macs_per_image": entry.macs_per_image,
+                **({"teacher_macs": teacher} if (teacher := entry.images * entry.teacher_macs_per_image) else {}),
+            }
+            for name, entry in self.phases.items()
         ]
         shown = [{"name": n, "images": e.images, "macs": e.macs} for n, e in self.shown.items()]
         return {

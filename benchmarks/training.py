@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from benchmarks.compute import Account, ForwardMeter, measure_macs
+from benchmarks.compute import Account, ForwardMeter, MacCounter, measure_macs
 from benchmarks.data import Split, Subset, permutation
 from benchmarks.data.stream import Stream, stream_seed, torch_stream
 from benchmarks.spec import OptimizerSpec, Recipe
@@ -112,6 +113,8 @@ class Problem:
     micro_batches: int = 1
     compiled: Callable[[Tensor], Tensor] | None = None
     _prices: dict[str, int] = field(default_factory=dict)
+    _teacher_prices: dict[str, int] = field(default_factory=dict)
+    _teacher_counter: list[int] | None = None
     _soft_labels: dict[int, Tensor] = field(default_factory=dict)
 
     def compile(self) -> None:
@@ -133,7 +136,10 @@ class Problem:
     def _taught(self, teacher: nn.Module, images: Tensor) -> Tensor:
         """The teacher's probabilities, (n, classes): asked for once per batch, and only where a step uses them."""
         if id(images) not in self._soft_labels:
-            self._soft_labels[id(images)] = teacher(images).float().softmax(1)
+            with MacCounter() if self._teacher_counter is not None else nullcontext() as counter:
+                self._soft_labels[id(images)] = teacher(images).float().softmax(1)
+            if self._teacher_counter is not None and counter is not None:
+                self._teacher_counter.append(counter.macs)
         return self._soft_labels[id(images)]
 
     def backward(self, loss: Tensor) -> None:
@@ -173,10 +179,19 @@ class Problem:
             images = min(_PRICED_IMAGES, self.recipe.micro_batch)
             sample = self.batches(phase, "price").next()[0]
             batch = [MicroBatch(sample.images[:images], sample.labels[:images])]
+            teacher: list[int] = []
+            self._teacher_counter = teacher
             with self._undone(trainee), self._eager():
                 self.model.train(phase.train_mode)
                 self._prices[phase.name] = measure_macs(lambda: self.run(trainee, batch, phase)) // images
+            self._teacher_counter = None
+            self._teacher_prices[phase.name] = sum(teacher) // images
         return self._prices[phase.name]
+
+    def teacher_price_per_image(self, phase: Phase) -> int:
+        """The teacher's part of `price_per_image`."""
+        self.price_per_image(phase)
+        return self._teacher_prices[phase.name]
 
     def run(self, trainee: Trainee, batch: Batch, phase: Phase) -> Mapping[str, float]:
         """One step of the trainee."""
@@ -303,6 +318,7 @@ class Loop:
     """Drives a trainee: feeds batches, charges them, keeps the curve, and stops where the money ends.
 
     stage: `search` or `finetune`, the prefix of phases in the account. limit: MACs that the account may have spent.
+    seconds: wall time by phase since the process began.
     """
 
     problem: Problem
@@ -314,6 +330,7 @@ class Loop:
     stopped: bool = False
     curve: list[dict[str, Any]] = field(default_factory=list)
     positions: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> Iterator[Progress]:
         """Raises DivergedError at the first loss that is not finite."""
@@ -329,12 +346,15 @@ class Loop:
                 position = self.positions.get(phase.name, 0)
                 streams[phase.name] = problem.batches(phase, self.stage, position)
             stream = streams[phase.name]
+            name = f"search/{phase.name}" if self.stage == "search" else self.stage
+            begun = time.monotonic()
             batch = stream.next()
             problem.model.train(phase.train_mode)
             logs = problem.run(self.trainee, batch, phase)
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begun
             self.positions[phase.name] = stream.position
-            name = f"search/{phase.name}" if self.stage == "search" else self.stage
-            account.charge(name, sum(len(micro.labels) for micro in batch), per_image)
+            images = sum(len(micro.labels) for micro in batch)
+            account.charge(name, images, per_image, problem.teacher_price_per_image(phase))
             self.step += 1
             row = {"step": self.step, "phase": phase.name, **logs}
             if not all(math.isfinite(value) for value in logs.values()):

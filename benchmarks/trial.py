@@ -66,6 +66,7 @@ class _Trial:
     workspace: Workspace
     start: Start
     seconds: dict[str, float] = field(default_factory=dict)
+    phase_seconds: dict[str, float] = field(default_factory=dict)
     restarts: int = 0
     account: Account | None = None
     searched: Searched | None = None
@@ -122,6 +123,7 @@ def run(spec: TrialSpec, workspace: Workspace) -> Generator[Progress, None, Reco
         result, failure = _failed(trial, error), traceback.format_exc()
     observed = {
         "seconds": {**trial.seconds, "total": time.monotonic() - begun},
+        "phase_seconds": trial.phase_seconds,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "environment": describe(workspace.threads, workspace.device, compiled=workspace.compile),
         "data_digest": data.digest,
@@ -168,6 +170,7 @@ def _search(trial: _Trial) -> Iterator[Progress]:
             yield progress
         trial.searched = method.result()
     trial.stopped, trial.curves["search"] = loop.stopped, loop.curve
+    trial.phase_seconds |= loop.seconds
     _check(trial, trial.searched)
 
 
@@ -226,6 +229,7 @@ def _finetune(trial: _Trial) -> Generator[Progress, None, nn.Module]:
             saver.tick()
             yield progress
     trial.curves["finetune"] = loop.curve
+    trial.phase_seconds |= loop.seconds
     return problem.model
 
 

@@ -11,7 +11,7 @@ from reports.comparison import Outcome
 
 @dataclass(frozen=True)
 class Entry:
-    """One phase, or one thing shown. epochs: its MACs over those of one recipe epoch."""
+    """One phase, or one thing shown. epochs: its MACs over those of one recipe epoch; teacher_macs: part of them."""
 
     name: str
     images: int
@@ -19,6 +19,7 @@ class Entry:
     epochs: float
     steps: int | None = None
     macs_per_image: int | None = None
+    teacher_macs: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class Account:
     def spent_epochs(self) -> float:
         return self.spent_macs / self.epoch_macs
 
+    def teacher_epochs_of(self, prefix: str) -> float:
+        """Of `epochs_of`, what the teacher took."""
+        return sum(entry.teacher_macs for entry in self.phases if entry.name.startswith(prefix)) / self.epoch_macs
+
     def epochs_of(self, prefix: str) -> float:
         """Recipe epochs of the phases whose name starts so: `search` or `finetune`."""
         return sum(entry.epochs for entry in self.phases if entry.name.startswith(prefix))
@@ -64,4 +69,5 @@ def account_of(outcome: Outcome) -> Account | None:
 def _entry(row: Mapping[str, Any], epoch_macs: int) -> Entry:
     macs = int(row.get("macs", 0))
     steps, price = row.get("steps"), row.get("macs_per_image")
-    return Entry(str(row["name"]), int(row.get("images", 0)), macs, macs / epoch_macs, steps, price)
+    teacher = int(row.get("teacher_macs", 0))
+    return Entry(str(row["name"]), int(row.get("images", 0)), macs, macs / epoch_macs, steps, price, teacher)

@@ -32,6 +32,15 @@ LAYER = (
     "bops",
     "weight_bytes",
 )
+COMPUTE = (
+    "granted_macs",
+    "epoch_macs",
+    "spent_macs",
+    "search_epochs",
+    "search_teacher_epochs",
+    "finetune_epochs",
+    "finetune_teacher_epochs",
+)
 SECONDS = ("search", "finetune", "evaluation", "total")
 
 
@@ -60,13 +69,15 @@ def _cost(outcome: Outcome) -> dict[str, Any]:
 def _compute(outcome: Outcome) -> dict[str, Any]:
     account = account_of(outcome)
     if account is None:
-        return dict.fromkeys(("granted_macs", "epoch_macs", "spent_macs", "search_epochs", "finetune_epochs"))
+        return dict.fromkeys(COMPUTE)
     return {
         "granted_macs": account.granted_macs,
         "epoch_macs": account.epoch_macs,
         "spent_macs": account.spent_macs,
         "search_epochs": account.epochs_of("search"),
+        "search_teacher_epochs": account.teacher_epochs_of("search"),
         "finetune_epochs": account.epochs_of("finetune"),
+        "finetune_teacher_epochs": account.teacher_epochs_of("finetune"),
     }
 
 

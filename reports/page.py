@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from benchmarks.spec import PROTOCOL
 from methods.quantization.cost import CONVENTIONS
 from reports import display
-from reports.account import account_of
+from reports.account import Entry, account_of
 from reports.across import READING as ACROSS_READING
 from reports.across import across_tables
 from reports.agreement import READING as AGREEMENT_READING
@@ -190,7 +190,8 @@ def _account_row(outcome: Outcome) -> Row | None:
     if account is None:
         return None
     seconds = outcome.observed.get("seconds") or {}
-    phases = [f"{entry.name} {display.scaled(entry.macs)} in {entry.steps} steps" for entry in account.phases]
+    by_phase = outcome.observed.get("phase_seconds") or {}
+    phases = [_phase_text(entry, by_phase.get(entry.name)) for entry in account.phases]
     spent = (account.granted_epochs, account.epochs_of("search"), account.epochs_of("finetune"), account.spent_epochs)
     cells = (
         outcome.trial.label + (" · search stopped" if outcome.search_stopped else ""),
@@ -201,6 +202,13 @@ def _account_row(outcome: Outcome) -> Row | None:
         ", ".join(f"{entry.name} {display.scaled(entry.macs)}" for entry in account.shown),
     )
     return Row(cells)
+
+
+def _phase_text(entry: Entry, seconds: float | None) -> str:
+    """`search/hessian 1.50 G in 10 steps, 3.1 s, the teacher 0.20 G of it`"""
+    time = "" if seconds is None else f", {display.duration(seconds)}"
+    teacher = f", the teacher {display.scaled(entry.teacher_macs)} of it" if entry.teacher_macs else ""
+    return f"{entry.name} {display.scaled(entry.macs)} in {entry.steps} steps{time}{teacher}"
 
 
 def bops_table(summaries: Sequence[Summary]) -> Table:

@@ -96,6 +96,20 @@ def test_a_teachers_forward_is_part_of_a_steps_price():
     with torch.no_grad():
         forward = measure_macs(lambda: teacher.network(images)) // len(images)
     assert prices[1] - prices[0] == forward
+    assert taught.teacher_price_per_image(WeightTraining.PHASE) == forward
+    assert plain.teacher_price_per_image(WeightTraining.PHASE) == 0
+
+
+def test_the_account_tells_student_and_teacher_apart():
+    problem, _ = taught_problem()
+    run_search(search(problem, make_method("metamix", problem)), 3)
+    for phase in problem.account.to_dict()["phases"]:
+        share = phase["teacher_macs"] / phase["macs"]
+        # The teacher is as large as the student: one forward beside a step's forward and backward, or several of them.
+        assert 0.05 < share < 0.4, phase
+    alone = make_problem()
+    run_search(search(alone, make_method("metamix", alone)), 3)
+    assert all("teacher_macs" not in phase for phase in alone.account.to_dict()["phases"])
 
 
 @pytest.mark.parametrize("name", ["metamix", "differentiable"])
