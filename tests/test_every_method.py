@@ -26,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import benchmarks.setting
 import benchmarks.trial
 from benchmarks.data import Dataset, load_dataset
 from benchmarks.spec import Space, canonical_json
@@ -426,7 +427,7 @@ def test_the_test_split_is_out_of_reach(each: Examinee, pictures: Finished, tmp_
 
     workspace = fresh(pictures, tmp_path)
     with (
-        mock.patch.object(benchmarks.trial, "Problem", problem),
+        mock.patch.object(benchmarks.setting, "Problem", problem),
         mock.patch.object(benchmarks.trial, "load_dataset", loaded),
     ):
         for _ in benchmarks.trial.run(chosen.spec, workspace):

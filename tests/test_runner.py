@@ -14,7 +14,6 @@ import pytest
 import yaml
 from PIL import Image
 
-import runner
 from benchmarks import session
 from benchmarks.data.folders import DATA_VARIABLE
 from benchmarks.record import read_record, write_text_atomic
@@ -482,7 +481,7 @@ def test_stopping_is_no_traceback(tmp_path, monkeypatch):
     def stop(*_arguments: Any, **_options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "load_suite", stop)
+    monkeypatch.setattr(session, "load_suite", stop)
     ran = cli("--suite", "smoke", "--out", tmp_path)
     assert (ran.code, "goes on" in ran.err) == (130, True)
 
