@@ -14,6 +14,9 @@ import pytest
 
 EXAM = Path(__file__).parent.parent / "tests" / "test_every_method.py"
 
+BROUGHT = ("given",)
+"""Methods that need an option made for a network: the exam brings one for each of its own."""
+
 Show = Callable[[str, str], None]
 """Told each question as it is answered: `ok`, `FAILED` or `not asked`, and what it is."""
 

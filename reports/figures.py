@@ -140,6 +140,8 @@ def _ceilings(axes: Axes, summaries: Sequence[Summary]) -> None:
                 named.append(summary.cell.ceiling)
     ends = [-1.0, -1.0]  # where the labels of the lower and of the upper line end, in shares of the axis
     for gbops, share in sorted(zip(names, _along(axes, list(names)), strict=True)):
+        if not 0 <= share <= 1:  # far above what any row costs: its name would take the panel's room
+            continue
         axes.axvline(gbops, color="#c9c9c9", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0.5)
         own = [
             name.removeprefix("uniform:") if name.startswith("uniform:") else f"{gbops:.4g}" for name in names[gbops]

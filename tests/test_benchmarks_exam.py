@@ -244,6 +244,7 @@ def test_a_check_asks_every_question_and_says_what_failed() -> None:
 
 def test_an_unknown_method_or_option_is_wrong_use() -> None:
     assert cli("check", "metamx").code == 2
+    assert cli("check", "given", "--only", "class").code == 0  # the exam brings its policy
     wrong = cli("check", "hawq", "--set", "tolerence=1")
     assert wrong.code == 2
     assert "tolerance" in wrong.err

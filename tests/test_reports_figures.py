@@ -138,3 +138,9 @@ def test_rows_look_different():
 def test_names_on_figures_are_one_short_printable_line():
     assert plain("a\nb\x07c") == "a b c"
     assert len(plain("x" * 100)) == 44
+
+
+def test_a_ceiling_far_above_every_row_takes_no_room():
+    """A policy may leave most of its ceiling unused; warnings about the layout are errors here."""
+    comparison, summaries = compare(["uniform-lsq"], fixed({}, {"uniform-lsq": 1e6}))
+    save(pareto_figure(comparison, summaries), io.BytesIO(), "png", 60)
