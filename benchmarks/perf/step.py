@@ -74,7 +74,8 @@ class Contender:
     def step(self, images: Tensor, labels: Tensor) -> None:
         with self.context():
             self.optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy((self.compiled or self.model)(images).float(), labels).backward()
+            network = self.model if self.compiled is None else self.compiled  # a compiled module has no truth value
+            F.cross_entropy(network(images).float(), labels).backward()
             self.optimizer.step()
         if images.is_cuda:
             torch.cuda.synchronize()
