@@ -18,14 +18,21 @@ from torch import Tensor, nn
 from methods.quantization import paths
 from methods.quantization.activations import Activation, ActivationName, HardSwish, ReLU6, activate
 from methods.quantization.convert import QuantizerOptions, convert, ledger_of, replace_activations
+from methods.quantization.cost import with_pins
 from methods.quantization.fake_quant import fake_quantize, mixture
 from methods.quantization.grid import Grid, make_grid
 from methods.quantization.kernels import BLOCK
-from methods.quantization.modules import initialise_activation_steps, initialise_weight_steps, quant_layers
+from methods.quantization.modules import (
+    apply_policy,
+    initialise_activation_steps,
+    initialise_weight_steps,
+    quant_layers,
+)
 from methods.quantization.paths import kernels_for, path_on, plain_path
 from methods.quantization.policy import LayerBits
 from tests.harness import ROOT
-from tests.strategies import FLOAT32_ROUNDING, grids, kinds, randn, seeds
+from tests.problems import BLOCKS
+from tests.strategies import FLOAT32_ROUNDING, TinyNetwork, grids, kinds, randn, seeds, tiny_network
 
 ACTIVATIONS: tuple[ActivationName, ...] = ("none", "relu", "relu6", "hardswish")
 SHAPES = [(1,), (7,), (3, 5), (4, 6, 5, 3), (1, 1, 1, 1), (2, BLOCK + 3), (3, 8, 41, 37)]
@@ -323,3 +330,23 @@ def test_replaced_activations_are_ours() -> None:
     model = replace_activations(nn.Sequential(nn.ReLU6(inplace=True), nn.ReLU(), nn.Hardswish()))
     assert [type(module).__name__ for module in model] == ["ReLU6", "ReLU", "HardSwish"]
     assert isinstance(model[0], ReLU6)
+
+
+def test_a_quantized_network_in_training_compiles_into_one_graph() -> None:
+    """Breaks would compile every layer's shape for itself: that made MobileNetV3 slower than not compiling.
+
+    The backend `eager` stops after tracing, which needs no C++ compiler.
+    """
+    network = replace_activations(tiny_network(list(BLOCKS)))  # all activations, a gate, groups and a residual
+    ledger = ledger_of(network, TinyNetwork.image_shape)
+    bits = {layer.name: LayerBits(4, 4) for layer in ledger if not layer.pinned}
+    convert(network, ledger, {layer: [chosen] for layer, chosen in bits.items()}, QuantizerOptions())
+    images = randn((4, *TinyNetwork.image_shape), 0)
+    initialise_weight_steps(network)
+    initialise_activation_steps(network, [images])
+    apply_policy(network, with_pins(ledger, bits))
+    torch._dynamo.reset()
+    compiled = torch.compile(network.train(), backend="eager", fullgraph=True, dynamic=False)
+    logits = compiled(images)
+    logits.sum().backward()
+    assert len(logits) == 4

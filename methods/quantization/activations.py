@@ -97,7 +97,8 @@ def activate(x: Tensor, name: ActivationName) -> Tensor:
     if name == "relu6":
         out = _MovingReLU6.apply(x) if _moves(x) else F.relu6(x)
     elif name == "hardswish":
-        out = _HardSwish.apply(x)
+        # torch.compile leaves its graph at functions with a forward derivative, and asks for no second one.
+        out = F.hardswish(x) if torch.compiler.is_compiling() else _HardSwish.apply(x)
     return out
 
 
