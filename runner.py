@@ -49,6 +49,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for script
 EngineOption = Annotated[str, typer.Option("--engine", help="ray, or local (this process).")]
 AddressOption = Annotated[str | None, typer.Option("--address", help="Join the Ray cluster at this address.")]
 TrackingOption = Annotated[str | None, typer.Option("--tracking-uri", help="MLflow server to log to.")]
+BadImagesOption = Annotated[
+    int, typer.Option("--allow-bad-images", min=0, help="Leave out so many images that cannot be read.")
+]
 RetryOption = Annotated[str | None, typer.Option("--retry", help="`failed`: run failed trials again.")]
 
 DEFAULT_OUT = Path("runs")
@@ -67,13 +70,16 @@ def run(
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
     retry: RetryOption = None,
     tracking_uri: TrackingOption = None,
+    bad_images: BadImagesOption = 0,
 ) -> None:
     """Run a suite and report; what is done already is not done again."""
     if engine not in ("ray", "local"):
         raise SuiteError(unknown("engine", engine, ["ray", "local"]))
     if retry not in (None, "failed"):
         raise SuiteError(unknown("value of --retry", str(retry), ["failed"]))
-    session = open_session(suite, out, data, methods, models, seeds, overrides, engine=engine)
+    session = open_session(
+        suite, out, data, methods, models, seeds, overrides, engine=engine, allow_bad_images=bad_images
+    )
     check_writable(out)
     for warning in session.plan.warnings:
         errors.print(f"warning: {warning}", markup=False)
@@ -414,12 +420,13 @@ def trial(
     data: DataOption = None,
     out: OutOption = DEFAULT_OUT,
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
+    bad_images: BadImagesOption = 0,
 ) -> None:
     """Run one trial in this process: for job arrays without Ray."""
     from benchmarks.engines.local import LocalEngine
     from benchmarks.progress import View
 
-    session = open_session(suite, out, data, overrides=overrides)
+    session = open_session(suite, out, data, overrides=overrides, allow_bad_images=bad_images)
     chosen = session.find(trial_id)
     check_writable(out)
     job = next(job for job in session.jobs if job.key == chosen.id)
@@ -442,9 +449,10 @@ def evaluate(
     data: DataOption = None,
     out: OutOption = DEFAULT_OUT,
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
+    bad_images: BadImagesOption = 0,
 ) -> None:
     """Score a trial's kept network on the test images again, and set it against its record."""
-    session = open_session(suite, out, data, overrides=overrides)
+    session = open_session(suite, out, data, overrides=overrides, allow_bad_images=bad_images)
     chosen = session.find(trial_id)
     record = session.workspace.records.get(chosen.id)
     if record is None or record.status != "ok":
@@ -542,6 +550,27 @@ def mlflow_sync(
     tracker.close(sorted(session.workspace.report.glob("*.*")))
     console.print(f"{len(synced)} records mirrored to {tracker.uri}", markup=False)
     console.print(f"next: mlflow ui --backend-store-uri {tracker.uri}", markup=False)
+
+
+@app.command()
+def prepare(
+    suite: SuiteOption = "imagenet-full",
+    data: DataOption = None,
+    archives: Annotated[Path | None, typer.Option("--archives", help="Folder of ImageNet's three archives.")] = None,
+    cache: Annotated[int | None, typer.Option("--cache", help="Make copies with this short side, in pixels.")] = None,
+    to: Annotated[Path | None, typer.Option("--to", help="Folder for the copies; else DIR/cache-PIXELS.")] = None,
+    overrides: SetOption = [],  # noqa: B006 (typer copies it)
+) -> None:
+    """Get a suite's images ready: unpack, look at each of them, make smaller copies, draw, download."""
+    from benchmarks.preparation import Preparation
+
+    ready = Preparation(load_suite(suite, dict(assignment(text) for text in overrides)).data, console)
+    folder = ready.run(data, archives, cache, to)
+    if ready.amiss:
+        raise typer.Exit(FAILED)
+    place = "" if folder is None else f" --data {folder}"
+    side = "" if cache is None else f" --set data.short_side={cache}"
+    console.print(f"next: python runner.py --suite {suite}{place}{side}", markup=False)
 
 
 @app.command()

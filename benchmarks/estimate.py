@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.data import load_dataset
 from benchmarks.data.stream import Stream, stream_seed
 from benchmarks.environment import configure_torch, require_compiler
 from benchmarks.evaluation import RECALIBRATION_IMAGES
@@ -203,7 +202,7 @@ class _Benches:
         return self.made[key]
 
     def _setting(self, spec: TrialSpec) -> Setting:
-        data, device = load_dataset(spec.data, self.workspace.data), torch.device(self.workspace.device)
+        data, device = self.workspace.load_data(spec.data), torch.device(self.workspace.device)
         network, teacher = _fresh(spec.start, device), None
         if spec.teacher is not None:
             teacher = _fresh(spec.teacher, device).eval().requires_grad_(False)

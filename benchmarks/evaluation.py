@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.data import Split
+from benchmarks.data.loading import Request, fetched
 
 RECALIBRATION_IMAGES = 4096
 _BATCH = 200
@@ -24,7 +26,7 @@ class Score(NamedTuple):
 
 
 @torch.no_grad()
-def recalibrate_bn(model: nn.Module, train: Split, device: torch.device) -> int:
+def recalibrate_bn(model: nn.Module, train: Split, device: torch.device, loaders: int = 0) -> int:
     """Set batch-norm statistics to their cumulative average over the first min(train, 4096) un-augmented images.
 
     Only batch norm runs in train mode; dropout stays off. Returns the number of images.
@@ -40,8 +42,8 @@ def recalibrate_bn(model: nn.Module, train: Split, device: torch.device) -> int:
     count = min(len(train), RECALIBRATION_IMAGES)
     if count > _BATCH:
         count -= count % _BATCH  # every batch weighs the same in the average, so all have one size
-    for start in range(0, count, _BATCH):
-        model(train.load(np.arange(start, min(start + _BATCH, count)), None)[0].to(device))
+    for images, _ in fetched(train, _in_order(count), loaders=loaders, device=device):
+        model(images)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     model.train(was_training)
@@ -49,16 +51,20 @@ def recalibrate_bn(model: nn.Module, train: Split, device: torch.device) -> int:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: Split, device: torch.device) -> Score:
+def evaluate(model: nn.Module, split: Split, device: torch.device, loaders: int = 0) -> Score:
     """Accuracy and loss in eval mode, un-augmented."""
     was_training = model.training
     model.eval()
     correct, loss = 0, 0.0
-    for start in range(0, len(split), _BATCH):
-        images, labels = split.load(np.arange(start, min(start + _BATCH, len(split))), None)
-        logits = model(images.to(device)).float()
-        labels = labels.to(device)
+    for images, labels in fetched(split, _in_order(len(split)), loaders=loaders, device=device):
+        logits = model(images).float()
         correct += int((logits.argmax(1) == labels).sum())
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
     model.train(was_training)
     return Score(correct / len(split), loss / len(split), len(split))
+
+
+def _in_order(count: int) -> Iterator[Request]:
+    """The first `count` images, un-augmented, batch by batch."""
+    for start in range(0, count, _BATCH):
+        yield Request(np.arange(start, min(start + _BATCH, count)), None)

@@ -72,8 +72,8 @@ def _make(spec: StartSpec, workspace: Workspace, data: Dataset) -> Iterator[Prog
         model.load_state_dict(published_weights(spec.model, spec.data))
     else:
         yield from _train(spec, workspace, data, model)
-        recalibrate_bn(model, data.train, device)
-    score = evaluate(model, data.test, device)
+        recalibrate_bn(model, data.train, device, workspace.loaders)
+    score = evaluate(model, data.test, device, workspace.loaders)
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     state[_TEST_ACCURACY] = torch.tensor(score.accuracy, dtype=torch.float64)
     state[_SECONDS] = torch.tensor(time.monotonic() - begun, dtype=torch.float64)
@@ -96,6 +96,7 @@ def _train(spec: StartSpec, workspace: Workspace, data: Dataset, model: nn.Modul
         train=data.train,
         device=torch.device(workspace.device),
         account=unlimited,
+        loaders=workspace.loaders,
     )
     total = spec.pretraining.epochs * (len(data.train) // recipe.batch_size)
     loop = Loop(problem, WeightTraining(problem, None, total), "finetune", limit=unlimited.granted_macs, total=total)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -102,6 +103,21 @@ class View:
             return "time left: measuring"
         left = elapsed * (1 - share) / share
         return f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left"
+
+
+@contextmanager
+def told(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A function to tell what is done, how much of it and of how much; a terminal shows it as bars."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield tell
 
 
 def prepare_images(console: Console, spec: ProceduralSpec, folder: Path, warn: Callable[[str], None]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from benchmarks.checkpoint import CheckpointError, load_network, network_digest
-from benchmarks.data import load_dataset
 from benchmarks.environment import configure_torch
 from benchmarks.evaluation import Score, evaluate
 from benchmarks.ledgers import ledger_for
@@ -34,4 +33,5 @@ def rescore(record: Record, workspace: Workspace) -> Score:
     if policy is not None:
         apply_policy(model, with_pins(ledger, policy))
     device = torch.device(workspace.device)
-    return evaluate(model.to(device), load_dataset(spec.data, workspace.data).test, device)
+    test = workspace.load_data(spec.data).test
+    return evaluate(model.to(device), test, device, workspace.loaders)

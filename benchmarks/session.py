@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from benchmarks.data.folders import find_folder, fit_classes
+from benchmarks.data.listing import check_manifest
 from benchmarks.engines import Job, jobs_of
 from benchmarks.messages import SuiteError
 from benchmarks.suite import Plan, Suite, Trial, load_suite, plan, select
@@ -78,8 +79,16 @@ def open_session(
     chosen = select(chosen, methods=_names(methods), models=_names(models), seeds=_seeds(seeds))
     folder = find_folder(chosen.data.dataset, data) if needs_data or data else None
     chosen = chosen.model_copy(update={"data": fit_classes(chosen.data, folder)})
-    settings = {"threads": chosen.resources.threads, "compile": chosen.resources.compile, **workspace}
+    resources = chosen.resources
+    settings = {
+        "threads": resources.threads,
+        "compile": resources.compile,
+        "loaders": resources.loaders_for(chosen.data.dataset),
+        **workspace,
+    }
     place = Workspace(out, chosen.suite, folder and folder.resolve(), **settings)
+    if needs_data and folder is not None and chosen.data.dataset == "imagefolder":
+        check_manifest(chosen.data, folder, allow_bad_images=place.allow_bad_images)
     return Session(chosen, plan(chosen), place)
 
 

@@ -22,13 +22,17 @@ from methods.quantization.policy import Candidates
 
 @dataclass(frozen=True)
 class Setting:
-    """A trial's data and networks, in hand. start: state of the float network; teacher: None without distillation."""
+    """A trial's data and networks, in hand. start: state of the float network; teacher: None without distillation.
+
+    loaders: processes that load images ahead.
+    """
 
     spec: TrialSpec
     data: Dataset
     start: dict[str, torch.Tensor]
     device: torch.device
     teacher: nn.Module | None = None
+    loaders: int = 0
 
     @property
     def ledger(self) -> Ledger:
@@ -59,6 +63,7 @@ class Setting:
             device=self.device,
             account=account or Account(0, 0, 0.0),
             teacher=self.teacher,
+            loaders=self.loaders,
         )
         initialise_weight_steps(model)
         torch.manual_seed(stream_seed(spec.seed, "calibration/dropout"))

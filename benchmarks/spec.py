@@ -67,12 +67,24 @@ class ModelSpec(Config):
 
 
 class DataSpec(Config):
-    """Dataset and image pipeline."""
+    """Dataset and image pipeline.
+
+    short_side: use copies of image files brought to this short side, in pixels, which `prepare --cache` makes.
+    """
 
     dataset: DatasetName
     image_size: int = Field(ge=8, le=1024)
     classes: int = Field(ge=2)
-    augment: Literal["none", "affine", "crop-flip"] = "none"
+    augment: Literal["none", "affine", "crop-flip", "randaugment"] = "none"
+    short_side: int | None = Field(None, ge=16, exclude_if=lambda side: side is None)
+
+    @model_validator(mode="after")
+    def _applies(self) -> Self:
+        if self.dataset != "imagefolder" and self.short_side is not None:
+            raise ValueError(f"short_side is for folders of image files, not for {self.dataset}")
+        if self.dataset == "digits" and self.augment == "randaugment":
+            raise ValueError("randaugment is for photographs, not for digits; it has affine")
+        return self
 
 
 class ProceduralSpec(DataSpec):

@@ -44,13 +44,20 @@ class Resources(Config):
     """What one trial gets; not part of its identity.
 
     compile: fine-tuning runs the whole network through torch.compile, which takes minutes before the first step and
-    needs a C++ compiler. Searches, probes and prices never do.
+    needs a C++ compiler. Searches, probes and prices never do. loaders: processes that load image files ahead of their
+    use; None takes one per core of the trial but one, and none for images that are in memory.
     """
 
     cpus: int = Field(1, ge=1)
     threads: int = Field(1, ge=1)
     gpus: float = Field(0, ge=0)
     compile: bool = False
+    loaders: int | None = Field(None, ge=0)
+
+    def loaders_for(self, dataset: str) -> int:
+        if self.loaders is not None:
+            return self.loaders
+        return self.cpus - 1 if dataset == "imagefolder" else 0
 
 
 class ComputeGrant(Config):

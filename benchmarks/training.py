@@ -94,7 +94,8 @@ class Problem:
     """The harness's side of methods.contract.Problem: model, budgets, losses, gradients, streams.
 
     train: the training split; nothing else of the data is in reach of a method. meter: watches a method's work.
-    compiled: the model as torch.compile runs it in weight training, where the suite asks for it.
+    loaders: processes that load images ahead. compiled: the model as torch.compile runs it in weight training,
+    where the suite asks for it.
     """
 
     model: nn.Module
@@ -111,6 +112,7 @@ class Problem:
     trainee: Trainee | None = None
     meter: ForwardMeter | None = None
     micro_batches: int = 1
+    loaders: int = 0
     compiled: Callable[[Tensor], Tensor] | None = None
     _prices: dict[str, int] = field(default_factory=dict)
     _teacher_prices: dict[str, int] = field(default_factory=dict)
@@ -229,7 +231,7 @@ class Problem:
                 param.grad = gradient
             trainee.load_state_dict(state)
 
-    def batches(self, phase: Phase, stage: str, position: int = 0) -> Stream:
+    def batches(self, phase: Phase, stage: str, position: int = 0, loaders: int = 0) -> Stream:
         """The stream of a phase, from its `position`-th batch on."""
         train = self.train
         if phase.split != "train":
@@ -244,6 +246,7 @@ class Problem:
             augment=phase.augment,
             device=self.device,
             position=position,
+            loaders=loaders,
         )
 
 
@@ -344,7 +347,7 @@ class Loop:
                 return
             if phase.name not in streams:
                 position = self.positions.get(phase.name, 0)
-                streams[phase.name] = problem.batches(phase, self.stage, position)
+                streams[phase.name] = problem.batches(phase, self.stage, position, problem.loaders)
             stream = streams[phase.name]
             name = f"search/{phase.name}" if self.stage == "search" else self.stage
             begun = time.monotonic()

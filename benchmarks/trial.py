@@ -23,7 +23,6 @@ from torch import nn
 from benchmarks.audit import audit_codes
 from benchmarks.checkpoint import CheckpointError, Saver, load_checkpoint, network_digest, save_checkpoint, save_network
 from benchmarks.compute import Account, ForwardMeter
-from benchmarks.data import load_dataset
 from benchmarks.data.folders import DataError
 from benchmarks.data.stream import stream_seed
 from benchmarks.environment import configure_torch, describe, require_compiler
@@ -104,13 +103,13 @@ def run(spec: TrialSpec, workspace: Workspace) -> Generator[Progress, None, Reco
     configure_torch(workspace.threads, workspace.device)
     if workspace.compile:
         require_compiler(workspace.device)
-    data = load_dataset(spec.data, workspace.data)
+    data = workspace.load_data(spec.data)
     start = yield from float_start(spec.start, workspace, data)
     device, teacher = torch.device(workspace.device), None
     if spec.teacher is not None:
         taught = yield from float_start(spec.teacher, workspace, data)
         teacher = teacher_network(taught, spec.teacher, device)
-    trial = _Trial(Setting(spec, data, start.state, device, teacher), workspace, start)
+    trial = _Trial(Setting(spec, data, start.state, device, teacher, workspace.loaders), workspace, start)
     failure: str | None = None
     try:
         yield from _search(trial)
@@ -280,13 +279,13 @@ def _examine(trial: _Trial, model: nn.Module) -> dict[str, Any]:
     """The harness, not the method, counts cost, audits codes, recalibrates batch norm and scores; test once."""
     assert trial.account is not None
     assert trial.searched is not None
-    data, device = trial.setting.data, trial.setting.device
+    data, device, loaders = trial.setting.data, trial.setting.device, trial.workspace.loaders
     with trial.timed("evaluation"):
         forward = sum(layer.macs for layer in trial.ledger)
-        trial.account.show("recalibration", recalibrate_bn(model, data.train, device), forward)
+        trial.account.show("recalibration", recalibrate_bn(model, data.train, device, loaders), forward)
         audit = _audit(trial, model)
-        validation = evaluate(model, data.validation, device)
-        test = evaluate(model, data.test, device)
+        validation = evaluate(model, data.validation, device, loaders)
+        test = evaluate(model, data.test, device, loaders)
         trial.account.show("evaluation", validation.images + test.images, forward)
     state = model.state_dict()
     if sum(parameter.numel() for parameter in model.parameters()) <= KEPT_PARAMETERS:

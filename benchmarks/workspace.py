@@ -7,8 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.record import Records
+from benchmarks.spec import DataSpec
+
+if TYPE_CHECKING:
+    from benchmarks.data import Dataset
 
 
 @contextmanager
@@ -30,7 +35,8 @@ class Workspace:
 
     out: the output folder. suite: the suite's name. data: folder of the dataset's files, if it has any.
     gpu: whether trials run on a GPU. compile: whether fine-tuning runs through torch.compile.
-    checkpoint_seconds: how often a trial saves itself; 0 saves after every step.
+    loaders: processes per trial that load images ahead of their use. allow_bad_images: how many image files that cannot
+    be read may be left out. checkpoint_seconds: how often a trial saves itself; 0 saves after every step.
     """
 
     out: Path
@@ -40,6 +46,8 @@ class Workspace:
     threads: int = 1
     gpu: bool = False
     compile: bool = False
+    loaders: int = 0
+    allow_bad_images: int = 0
     checkpoint_seconds: float = 10.0
 
     @property
@@ -49,6 +57,12 @@ class Workspace:
     @property
     def device(self) -> str:
         return "cuda" if self.gpu else "cpu"
+
+    def load_data(self, spec: DataSpec) -> Dataset:
+        """Raises DataError for data that cannot be used."""
+        from benchmarks.data import load_dataset
+
+        return load_dataset(spec, self.data, self.allow_bad_images)
 
     @property
     def records(self) -> Records:

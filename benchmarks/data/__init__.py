@@ -54,10 +54,11 @@ class Subset:
         return self.split.load(self.indices[indices], draws)
 
 
-def load_dataset(spec: DataSpec, folder: Path | None) -> Dataset:
+def load_dataset(spec: DataSpec, folder: Path | None, allow_bad_images: int = 0) -> Dataset:
     """Raises DataError for data that cannot be used.
 
     folder: where files are, or are kept once they are drawn; datasets without files ignore it.
+    allow_bad_images: how many image files that cannot be read may be left out, as their folder's manifest names them.
     """
     if spec.dataset in plugged(DATASETS):
         brought: Dataset = load_plugin(DATASETS, spec.dataset)(spec, folder)
@@ -73,7 +74,7 @@ def load_dataset(spec: DataSpec, folder: Path | None) -> Dataset:
         return load_procedural(spec, folder)
     from benchmarks.data.imagefolder import load_imagefolder
 
-    return load_imagefolder(spec, folder)
+    return load_imagefolder(spec, folder, allow_bad_images)
 
 
 def permutation(seed: int, *key: int, count: int) -> NDArray[np.int64]:

@@ -13,6 +13,13 @@ DATA_VARIABLE = "MPBENCH_DATA"
 
 _WITHOUT_FILES = {"digits"}
 _GENERATED = {"procedural"}
+CACHE = "cache-{}"
+"""Where a folder of images keeps copies brought to a short side."""
+
+
+def default_folder(dataset: str) -> Path:
+    """$MPBENCH_DATA/<dataset>, or ./data/<dataset> where the variable is not set."""
+    return Path(os.environ.get(DATA_VARIABLE) or "data") / dataset
 
 
 class DataError(Exception):
@@ -28,8 +35,7 @@ def find_folder(dataset: str, given: Path | None) -> Path | None:
     if dataset in _WITHOUT_FILES:
         return None
     if dataset in _GENERATED:
-        root = os.environ.get(DATA_VARIABLE)
-        return given or Path(root or "data") / dataset
+        return given or default_folder(dataset)
     if given is not None:
         if not given.is_dir():
             raise DataError(f"no data folder {given}; --data names the folder that holds train/ and val/")
@@ -67,4 +73,10 @@ def fit_classes(spec: DataSpec, folder: Path | None) -> DataSpec:
     """The dataset with the number of classes that its folder has; datasets that make their own stay as they are."""
     if folder is None or spec.dataset != "imagefolder":
         return spec
-    return spec.model_copy(update={"classes": len(class_names(folder))})
+    return spec.model_copy(update={"classes": len(class_names(images_folder(folder, spec.short_side)))})
+
+
+def images_folder(folder: Path, short_side: int | None) -> Path:
+    """Where the images are: a cache of that short side in the folder, if one is wanted and there, else the folder."""
+    cache = folder / CACHE.format(short_side)
+    return cache if short_side is not None and cache.is_dir() else folder

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from benchmarks.data import AUGMENTATION_DRAWS, Split, counted_generator, permutation
+from benchmarks.data.loading import Request, fetched
 from benchmarks.messages import SuiteError
 from methods.contract import Batch, MicroBatch
 
@@ -33,7 +35,7 @@ def torch_stream(seed: int, name: str) -> torch.Generator:
 class Stream:
     """Batches of a split in an order that hangs on (seed, epoch) alone; augmentation on (seed, epoch, image) alone.
 
-    position: batches already taken. An epoch's last, incomplete batch is dropped.
+    position: batches already taken. loaders: processes that load ahead. An epoch's last, incomplete batch is dropped.
     """
 
     split: Split
@@ -43,32 +45,35 @@ class Stream:
     augment: bool
     device: torch.device
     position: int = 0
+    loaders: int = 0
+    _micro_batches: Iterator[tuple[Tensor, Tensor]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.split) < self.batch_size:
             raise SuiteError(
                 f"recipe.batch_size {self.batch_size} exceeds the {len(self.split)} images there are; lower it"
             )
+        requests = self._requests(self.position)
+        self._micro_batches = fetched(self.split, requests, loaders=self.loaders, device=self.device)
 
     @property
     def steps_per_epoch(self) -> int:
         return len(self.split) // self.batch_size
 
     def next(self) -> Batch:
-        epoch, index = divmod(self.position, self.steps_per_epoch)
         self.position += 1
-        order, draws = self._epoch(epoch)
-        chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
-        images, labels = self.split.load(chosen, None if draws is None else draws[chosen])
-        parts = zip(images.split(self.micro_batch), labels.split(self.micro_batch), strict=True)
-        return [MicroBatch(part.to(self.device), targets.to(self.device)) for part, targets in parts]
+        parts = islice(self._micro_batches, self.batch_size // self.micro_batch)
+        return [MicroBatch(images, labels) for images, labels in parts]
 
-    def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
-        if self._kept is None or self._kept[0] != epoch:
+    def _requests(self, position: int) -> Iterator[Request]:
+        """Micro-batches from the `position`-th batch on, without end."""
+        epoch, first = divmod(position, self.steps_per_epoch)
+        while True:
             order = permutation(self.seed, _ORDER, epoch, count=len(self.split))
             shape = (len(self.split), AUGMENTATION_DRAWS)
             draws = counted_generator(self.seed, _AUGMENTATION, epoch).random(shape) if self.augment else None
-            self._kept = (epoch, order, draws)
-        return self._kept[1], self._kept[2]
-
-    _kept: tuple[int, NDArray[np.int64], NDArray[np.float64] | None] | None = None
+            start, end = first * self.batch_size, self.steps_per_epoch * self.batch_size
+            for at in range(start, end, self.micro_batch):
+                chosen = order[at : at + self.micro_batch]
+                yield Request(chosen, None if draws is None else draws[chosen])
+            epoch, first = epoch + 1, 0

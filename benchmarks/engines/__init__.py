@@ -83,7 +83,6 @@ def jobs_of(plan: Plan) -> list[Job]:
 def execute(job: Job, workspace: Workspace) -> Iterator[Progress | Outcome]:
     """Run one job under its lock: progress while it lasts, then its outcome. Runs in a worker."""
     from benchmarks import trial
-    from benchmarks.data import load_dataset
     from benchmarks.environment import configure_torch
     from benchmarks.pretraining import float_start
     from benchmarks.training import DivergedError
@@ -100,7 +99,7 @@ def execute(job: Job, workspace: Workspace) -> Iterator[Progress | Outcome]:
                 yield from trial.run(job.spec, workspace)
             else:
                 configure_torch(workspace.threads, workspace.device)
-                yield from float_start(job.spec, workspace, load_dataset(job.spec.data, workspace.data))
+                yield from float_start(job.spec, workspace, workspace.load_data(job.spec.data))
         except (*trial.INFRASTRUCTURE, DivergedError) as error:
             yield Outcome("lost", str(error) or traceback.format_exc())
             return

@@ -1,0 +1,108 @@
+"""ImageNet's official archives into DIR/{train,val}/<class>/. Free of torch.
+
+The three files are those of ILSVRC 2012: train is a tar of one tar per class, val one tar of all images, and the
+development kit says which image of val is of which class. Nothing but plain files leaves an archive, under its own last
+name; whole classes appear, or nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from benchmarks.data.folders import DataError
+
+TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
+
+Progress = Callable[[str, int, int], None]
+"""Told what is done, how much of it, and of how much."""
+
+
+def unpack(archives: Path, folder: Path, progress: Progress) -> None:
+    """Unpack what is not unpacked yet. Raises DataError for archives that are missing, damaged or unexpected."""
+    for name in (TRAIN, VAL, DEVKIT):
+        if not (archives / name).is_file():
+            raise DataError(f"no {name} in {archives}; get it from image-net.org (ILSVRC 2012), an account is needed")
+    needed = sum((archives / name).stat().st_size for name in (TRAIN, VAL))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "val").is_dir() and (free := shutil.disk_usage(folder).free) < needed:
+        raise DataError(f"unpacking needs {needed / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB; name another --data")
+    try:
+        _unpack_train(archives / TRAIN, folder / "train", progress)
+        _unpack_val(archives / VAL, val_classes(archives / DEVKIT), folder / "val", progress)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(f"cannot unpack the archives in {archives} into {folder}: {error}") from error
+
+
+def _unpack_train(archive: Path, train: Path, progress: Progress) -> None:
+    total = archive.stat().st_size
+    with tarfile.open(archive) as outer:
+        for member in outer:
+            name = PurePosixPath(member.name).name
+            content = outer.extractfile(member) if member.isfile() and name.endswith(".tar") else None
+            if content is None:
+                raise DataError(f"{archive} holds {member.name}, which is no tar of a class")
+            done = train / name.removesuffix(".tar")
+            if not done.is_dir():
+                with _whole(done) as part, tarfile.open(fileobj=content) as inner:
+                    for image, file in _files(inner):
+                        _copy(file, part / image)
+            progress("unpacking train", member.offset + member.size, total)
+
+
+def _unpack_val(archive: Path, classes: list[str], val: Path, progress: Progress) -> None:
+    """The k-th image by name is of class `classes[k]`."""
+    if val.is_dir():
+        return
+    with _whole(val) as part, tarfile.open(archive) as images:
+        for done, (name, file) in enumerate(_files(images)):
+            number = PurePosixPath(name).stem.rpartition("_")[2]
+            if not number.isdecimal() or not 1 <= int(number) <= len(classes):
+                raise DataError(f"{archive} holds {name}; expected ILSVRC2012_val_00000001.JPEG to _{len(classes):08d}")
+            place = part / classes[int(number) - 1]
+            place.mkdir(exist_ok=True)
+            _copy(file, place / name)
+            progress("unpacking val", done + 1, len(classes))
+
+
+def val_classes(devkit: Path) -> list[str]:
+    """The class of each image of val, in the order of their names, from the development kit."""
+    from scipy.io import loadmat
+
+    with tarfile.open(devkit) as kit:
+        found = {PurePosixPath(member.name).name: kit.extractfile(member) for member in kit if member.isfile()}
+        truth, meta = found.get("ILSVRC2012_validation_ground_truth.txt"), found.get("meta.mat")
+        if truth is None or meta is None:
+            raise DataError(f"{devkit} lacks the ground truth of val or meta.mat; is it the kit for tasks 1 and 2?")
+        numbers = [int(line) for line in truth.read().split()]
+        synsets = loadmat(io.BytesIO(meta.read()), squeeze_me=True)["synsets"]
+    names = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets if int(row["num_children"]) == 0}
+    return [names[number] for number in numbers]
+
+
+def _files(archive: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes]]]:
+    """Plain files with the last part of their names; links, devices and folders stay where they are."""
+    for member in archive:
+        file, name = archive.extractfile(member) if member.isfile() else None, PurePosixPath(member.name).name
+        if file is not None and name not in ("", ".", ".."):
+            yield name, file
+
+
+def _copy(file: IO[bytes], path: Path) -> None:
+    with path.open("wb") as out:
+        shutil.copyfileobj(file, out)
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name when it is full."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    yield part
+    part.rename(folder)

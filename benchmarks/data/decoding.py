@@ -1,0 +1,39 @@
+"""One image file to pixels, by Pillow; whatever is wrong with it is one kind of error. Free of torch."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+from PIL import Image
+
+_BROKEN = (OSError, ValueError, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError)
+"""What Pillow raises for files that are no images, or not whole."""
+
+
+class UnreadableError(Exception):
+    """A file that holds no whole image; the message says why, not which."""
+
+
+def decoded(path: Path) -> Image.Image:
+    """The image in RGB: grey, palette, CMYK and transparent ones are converted. Raises UnreadableError."""
+    try:
+        with Image.open(path) as file:
+            return file.convert("RGB")
+    except _BROKEN as error:
+        raise UnreadableError(str(error) or type(error).__name__) from error
+
+
+def check(content: bytes) -> None:
+    """Raises UnreadableError unless a file's content is a whole image.
+
+    All of it is decoded, JPEGs to an eighth of their size, which takes a third of the time.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as file:
+            file.draft("RGB", (1, 1))
+            file.load()
+    except _BROKEN as error:
+        raise UnreadableError(str(error) or type(error).__name__) from error

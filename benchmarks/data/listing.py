@@ -1,0 +1,168 @@
+"""Which images a folder in ImageNet's layout holds: as its manifest says, else as they lie there. Free of torch.
+
+`prepare` writes the manifest, DIR/manifest.json, after decoding every image. With it, nobody walks through a million
+files at the start of each trial, and what cannot be read is known beforehand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.data.folders import DataError, class_names, images_folder
+from benchmarks.record import write_atomic
+from benchmarks.spec import DataSpec
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm"}
+PARTS = ("train", "val")
+_NAMED = 5
+"""How many unreadable images a message names."""
+
+Files = Mapping[str, Sequence[tuple[str, int]]]
+"""`train/<class>` or `val/<class>` -> file names and sizes in bytes, both ascending by name."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """files: every image file. unreadable: path -> why; None where nobody has looked.
+
+    content: SHA-256 over the files' own. short_side: pixels that a cache's images were brought to; None: as they came.
+    """
+
+    files: Files
+    unreadable: Mapping[str, str] | None = None
+    content: str | None = None
+    short_side: int | None = None
+
+    def paths(self, part: str) -> Iterator[tuple[str, str]]:
+        """(class, path) of a part's files that nobody has found unreadable, by class, then by name."""
+        bad = self.unreadable or {}
+        for place, files in self.files.items():
+            if place.startswith(f"{part}/"):
+                yield from ((place.split("/")[1], path) for name, _ in files if (path := f"{place}/{name}") not in bad)
+
+    def count(self, part: str) -> int:
+        return sum(len(files) for place, files in self.files.items() if place.startswith(f"{part}/"))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over names and sizes, and over the names of what is left out: independent of where the folder is."""
+        lines = [f"{place}/{name} {size}" for place, files in self.files.items() for name, size in files]
+        lines += [f"without {path}" for path in sorted(self.unreadable or {})]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def listing_of(folder: Path, *, short_side: int | None, allow_bad_images: int) -> Listing:
+    """What a suite may use of a folder.
+
+    Raises DataError for a manifest that does not fit, and for more unreadable images than are allowed.
+    """
+    if not (folder / MANIFEST).exists():
+        if short_side is not None:
+            raise DataError(f"{folder} has no copies of its images; {_command(folder)} --cache {short_side}")
+        if allow_bad_images:
+            raise DataError(f"{folder} has not been looked through for bad images; {_command(folder)}")
+        return scan(folder)
+    listing = read_manifest(folder)
+    if listing.short_side != short_side:
+        there, wanted = (
+            f"with a short side of {side}" if side else "as they came" for side in (listing.short_side, short_side)
+        )
+        advice = (
+            f"{_command(folder)} --cache {short_side}"
+            if short_side
+            else f"add --set data.short_side={listing.short_side}"
+        )
+        raise DataError(f"{folder} holds images {there}, the suite wants them {wanted}; {advice}")
+    bad = sorted(listing.unreadable or {})
+    if len(bad) > allow_bad_images:
+        more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+        raise DataError(
+            f"{len(bad)} images in {folder} cannot be read: {', '.join(bad[:_NAMED])}{more}; replace them and run "
+            f"prepare again, or leave them out with --allow-bad-images {len(bad)}"
+        )
+    return listing
+
+
+def check_manifest(spec: DataSpec, folder: Path, *, allow_bad_images: int) -> None:
+    """Raises DataError as `listing_of` does, before anything runs; where there is no manifest it looks at nothing."""
+    place = images_folder(folder, spec.short_side)
+    if (place / MANIFEST).exists() or spec.short_side is not None or allow_bad_images:
+        listing_of(place, short_side=spec.short_side, allow_bad_images=allow_bad_images)
+
+
+def _command(folder: Path) -> str:
+    return f"run: python runner.py prepare --suite imagenet-full --data {folder}"
+
+
+def scan(folder: Path) -> Listing:
+    """The images that lie in a folder. Raises DataError for classes without images, or of one part only."""
+    names = class_names(folder)
+    return Listing(
+        {f"{part}/{name}": _images(folder / part, name) for part in PARTS for name in _same(folder, part, names)}
+    )
+
+
+def _same(folder: Path, part: str, names: Sequence[str]) -> Sequence[str]:
+    if extra := sorted({path.name for path in (folder / part).iterdir() if path.is_dir()} - set(names)):
+        raise DataError(f"{folder / part} has classes that train lacks: {', '.join(extra[:5])}")
+    return names
+
+
+def _images(part: Path, name: str) -> list[tuple[str, int]]:
+    folder = part / name
+    found = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES] if folder.is_dir() else []
+    if not found:
+        raise DataError(f"no images in {folder}; expected files ending in {', '.join(sorted(SUFFIXES))}")
+    return sorted((path.name, path.stat().st_size) for path in found)
+
+
+def write_manifest(folder: Path, listing: Listing) -> None:
+    """Raises OSError where the folder cannot be written to."""
+    body = {
+        "schema": SCHEMA,
+        "digest": listing.digest,
+        "content": listing.content,
+        "short_side": listing.short_side,
+        "images": {part: listing.count(part) for part in PARTS},
+        "unreadable": listing.unreadable,
+        "files": listing.files,
+    }
+    write_atomic(folder / MANIFEST, lambda file: file.write(json.dumps(body).encode()))
+
+
+def read_manifest(folder: Path) -> Listing:
+    """Raises DataError for a manifest that is damaged, edited, or of other classes than the folder."""
+    path = folder / MANIFEST
+    try:
+        body = json.loads(path.read_bytes())
+        if body["schema"] != SCHEMA:
+            raise ValueError(f"schema {body['schema']}, expected {SCHEMA}")
+        listing = Listing(_checked(body["files"]), dict(body["unreadable"]), body["content"], body["short_side"])
+        if listing.digest != body["digest"]:
+            raise ValueError("its files are not those that its digest stands for")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no sound manifest ({error}); {_command(folder)}") from error
+    if class_names(folder) != sorted({place.split("/")[1] for place in listing.files}):
+        raise DataError(f"{folder} has other classes than {path.name} says; {_command(folder)}")
+    return listing
+
+
+def _checked(files: Any) -> Files:
+    """Raises ValueError for places and names that could lead out of the folder."""
+    found = {str(place): [(str(name), int(size)) for name, size in rows] for place, rows in files.items()}
+    for place, rows in found.items():
+        part, _, name = place.partition("/")
+        if part not in PARTS or not all(_plain(text) for text in (name, *(text for text, _ in rows))):
+            raise ValueError(f"{place} is no place of images")
+    return found
+
+
+def _plain(name: str) -> bool:
+    return bool(name) and name not in (".", "..") and not set(name) & {"/", "\\", "\0"}

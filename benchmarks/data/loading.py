@@ -1,0 +1,67 @@
+"""Images fetched ahead of their use, in processes of their own; without any, fetched when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as Fetched
+
+from benchmarks.data import Split
+from benchmarks.data.folders import DataError
+
+_AHEAD = 2
+"""Requests that each process has under way."""
+
+
+class Request(NamedTuple):
+    """Arguments of `Split.load`."""
+
+    indices: NDArray[np.int64]
+    draws: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True)
+class _Asked(Fetched[tuple[Tensor, Tensor]]):
+    split: Split
+
+    def __getitem__(self, request: Request) -> tuple[Tensor, Tensor]:
+        return self.split.load(request.indices, request.draws)
+
+
+def fetched(
+    split: Split, requests: Iterable[Request], *, loaders: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What `split.load` gives for each request, in order, on the device; the same with any number of loaders.
+
+    requests may have no end. Raises DataError where a process that loads is killed; what `load` raises comes through.
+    """
+    ready = _ahead(split, requests, loaders, device) if loaders else (split.load(*request) for request in requests)
+    for images, labels in ready:
+        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def _ahead(
+    split: Split, requests: Iterable[Request], loaders: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    loader = DataLoader(
+        _Asked(split),
+        batch_size=None,
+        sampler=requests,
+        num_workers=loaders,
+        prefetch_factor=_AHEAD,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # else it draws from the stream that dropout draws from
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "worker" not in str(error):
+            raise
+        raise DataError(f"{error}; is memory short? resources.loaders=0 loads in the trial's own process") from error

@@ -1,0 +1,161 @@
+"""What `prepare` does to a folder of images: look at every one of them, and make smaller copies. Free of torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple, TypeVar
+
+from PIL import Image
+
+from benchmarks.data.decoding import UnreadableError, check, decoded
+from benchmarks.data.folders import DataError
+from benchmarks.data.listing import PARTS, Listing, scan, write_manifest
+
+T = TypeVar("T")
+
+JPEG_QUALITY = 90
+_SAMPLE = 200
+_CHUNK = 16
+_SPARE = 1.05
+
+IMAGENET = {"train": 1_281_167, "val": 50_000}
+"""Images of ILSVRC 2012 (Russakovsky et al., IJCV 2015), which has 1000 classes."""
+
+Progress = Callable[[str, int, int], None]
+"""Told what is done, how much of it, and of how much."""
+
+
+class _Look(NamedTuple):
+    digest: str
+    wrong: str | None
+
+
+def look_through(folder: Path, progress: Progress, *, short_side: int | None = None) -> Listing:
+    """Decode every image of a folder and write its manifest.
+
+    Raises DataError for a folder in another layout, or one that cannot be written to.
+    """
+    files = scan(folder).files
+    paths = [f"{place}/{name}" for place, rows in files.items() for name, _ in rows]
+    looks = _everywhere(partial(_look, folder), paths, partial(progress, "looking at images"))
+    content = hashlib.sha256("\n".join(f"{path} {look.digest}" for path, look in looks).encode()).hexdigest()
+    listing = Listing(files, {path: look.wrong for path, look in looks if look.wrong}, content, short_side)
+    try:
+        write_manifest(folder, listing)
+    except OSError as error:
+        raise DataError(
+            f"cannot write {folder}'s manifest: {error.strerror}; make the folder writable, or copy the images"
+        ) from error
+    return listing
+
+
+def _look(folder: Path, path: str) -> _Look:
+    try:
+        content = (folder / path).read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        check(content)
+    except OSError as error:
+        return _Look("", f"{error.strerror or error}")
+    except UnreadableError as error:
+        return _Look(digest, str(error))
+    return _Look(digest, None)
+
+
+def remarks(listing: Listing) -> Iterator[str]:
+    """What somebody should know about these images before training on them."""
+    classes = len(listing.files) // len(PARTS)
+    if classes == 1000 and listing.files and all(place.split("/")[1].startswith("n") for place in listing.files):
+        for part, expected in IMAGENET.items():
+            if (count := listing.count(part)) != expected:
+                yield f"{part} has {count:,} images, ImageNet (ILSVRC 2012) has {expected:,}"
+    counts = {place: len(rows) for place, rows in listing.files.items() if place.startswith("train/")}
+    least = min(counts, key=lambda place: counts[place])
+    if counts[least] * 10 < fmean(counts.values()):
+        yield f"{least} has {counts[least]} images, a class has {fmean(counts.values()):.0f} on average"
+
+
+class CacheSize(NamedTuple):
+    """Bytes that a cache will take, estimated from a sample, and bytes that are free."""
+
+    needed: int
+    free: int
+
+
+def cache_size(folder: Path, listing: Listing, short_side: int, place: Path) -> CacheSize:
+    """Before anything is written. Raises DataError where there is no room."""
+    paths = [path for part in PARTS for _, path in listing.paths(part)]
+    sample = paths[:: max(1, len(paths) // _SAMPLE)]
+    needed = round(fmean(len(_shrunk(folder / path, short_side)) for path in sample) * len(paths))
+    there = place
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if free < needed * _SPARE:
+        raise DataError(
+            f"the cache needs {needed / 1e9:.2f} GB, {there} has {free / 1e9:.2f} GB; name another with --to"
+        )
+    return CacheSize(needed, free)
+
+
+def make_cache(folder: Path, listing: Listing, short_side: int, place: Path, progress: Progress) -> Listing:
+    """Copies with that short side as JPEGs in the same layout; those that are there already stay.
+
+    Smaller images keep their size. What cannot be read is left out of the copies, hence of their manifest.
+    """
+    for name in listing.files:
+        (place / name).mkdir(parents=True, exist_ok=True)
+    paths = [path for part in PARTS for _, path in listing.paths(part)]
+    try:
+        _everywhere(partial(_copy, folder, place, short_side), paths, partial(progress, "making copies"))
+    except OSError as error:
+        raise DataError(
+            f"cannot write to {place}: {error.strerror}; make room and run the same command again"
+        ) from error
+    return look_through(place, progress, short_side=short_side)
+
+
+def _copy(folder: Path, place: Path, short_side: int, path: str) -> None:
+    target = place / (path if path.lower().endswith((".jpg", ".jpeg")) else f"{path}.jpg")
+    if target.exists():
+        return
+    part = target.with_name(f".{target.name}.part")
+    try:
+        part.write_bytes(_shrunk(folder / path, short_side))
+        part.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
+def _shrunk(path: Path, short_side: int) -> bytes:
+    """The image as a JPEG with that short side, or at its own size if that is smaller."""
+    image = decoded(path)
+    scale = short_side / min(image.size)
+    if scale < 1:
+        width, height = (max(short_side, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    out = BytesIO()
+    image.save(out, "JPEG", quality=JPEG_QUALITY)
+    return out.getvalue()
+
+
+def _everywhere(
+    work: Callable[[str], T], paths: Sequence[str], progress: Callable[[int, int], None]
+) -> list[tuple[str, T]]:
+    """`work` of every path on all cores, in order."""
+    found: list[tuple[str, T]] = []
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for path, result in zip(paths, pool.map(work, paths, chunksize=_CHUNK), strict=True):
+            found.append((path, result))
+            progress(len(found), len(paths))
+    return found

@@ -1,0 +1,75 @@
+"""Loaders: processes that fetch images ahead change nothing but the time it takes, and their deaths have a name."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks.data import load_dataset
+from benchmarks.data.folders import DataError
+from benchmarks.data.loading import Request, fetched
+from benchmarks.data.stream import Stream
+from benchmarks.spec import DataSpec
+
+CPU = torch.device("cpu")
+DIGITS = DataSpec(dataset="digits", image_size=8, classes=10, augment="affine")
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """Ten images, of which the seventh is told to do `harm`."""
+
+    harm: str
+
+    def __len__(self) -> int:
+        return 10
+
+    def load(self, indices: NDArray[np.int64], draws: NDArray[np.float64] | None) -> tuple[Tensor, Tensor]:
+        if 7 in indices and self.harm == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if 7 in indices and self.harm == "raise":
+            raise DataError("cannot read the image seven")
+        return torch.from_numpy(indices.astype(np.float32)), torch.from_numpy(indices)
+
+
+def one_by_one() -> list[Request]:
+    return [Request(np.array([index]), None) for index in range(10)]
+
+
+@pytest.mark.parametrize("loaders", [1, 2])
+def test_batches_are_the_same_with_any_number_of_loaders(loaders):
+    train = load_dataset(DIGITS, None).train
+    alone, ahead = (Stream(train, 0, 64, 32, True, CPU, position=13, loaders=n) for n in (0, loaders))
+    for _ in range(4):  # 15 batches an epoch: the second epoch begins among them
+        for here, there in zip(alone.next(), ahead.next(), strict=True):
+            assert torch.equal(here.images, there.images)
+            assert torch.equal(here.labels, there.labels)
+
+
+def test_loaders_draw_nothing_from_the_stream_of_dropout():
+    torch.manual_seed(0)
+    expected = torch.rand(4)
+    torch.manual_seed(0)
+    list(fetched(load_dataset(DIGITS, None).test, one_by_one(), loaders=2, device=CPU))
+    assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.mark.parametrize("loaders", [0, 2])
+def test_what_cannot_be_read_is_said_as_without_loaders(loaders):
+    ready = fetched(Poisoned("raise"), one_by_one(), loaders=loaders, device=CPU)
+    assert [labels.item() for _, labels in islice(ready, 7)] == list(range(7))
+    with pytest.raises(DataError, match="image seven"):
+        next(ready)
+
+
+def test_a_loader_that_is_killed_is_no_fault_of_the_method():
+    with pytest.raises(DataError, match=r"worker.*resources\.loaders=0"):
+        list(fetched(Poisoned("die"), one_by_one(), loaders=1, device=CPU))

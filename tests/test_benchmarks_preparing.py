@@ -1,0 +1,384 @@
+"""`prepare`: ImageNet's archives, the manifest of a folder, copies at a short side, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.io import savemat
+
+from benchmarks.data import load_dataset
+from benchmarks.data.archives import DEVKIT, TRAIN, VAL
+from benchmarks.data.folders import DataError
+from benchmarks.data.listing import MANIFEST, Listing, listing_of, read_manifest, scan, write_manifest
+from benchmarks.data.preparing import IMAGENET, cache_size, look_through, make_cache, remarks
+from benchmarks.spec import DataSpec
+from tests.harness import cli
+
+FOLDER = DataSpec(dataset="imagefolder", image_size=16, classes=2)
+CLASSES = ("n01440764", "n01443537")
+SIZES = [(40, 30), (30, 90), (24, 24), (100, 35)]
+"""Wide, tall, below a cache's short side, and wide again."""
+
+
+def quiet(_what: str, _done: int, _total: int) -> None:
+    """Progress that nobody sees."""
+
+
+def jpeg(number: int, mode: str = "RGB") -> bytes:
+    """A smooth picture of its number, so that no two are alike."""
+    noise = np.random.default_rng(number).integers(0, 256, (3, 3, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize(SIZES[number % len(SIZES)], Image.Resampling.BICUBIC).convert(mode)
+    out = io.BytesIO()
+    image.save(out, "JPEG")
+    return out.getvalue()
+
+
+def make_tree(folder: Path, *, train: int = 12, val: int = 3) -> Path:
+    """Two classes of JPEGs of several sizes, grey and CMYK ones among them."""
+    for part, count in (("train", train), ("val", val)):
+        for label, name in enumerate(CLASSES):
+            place = folder / part / name
+            place.mkdir(parents=True)
+            for k in range(count):
+                mode = ("RGB", "L", "CMYK")[k % 3]
+                (place / f"{k}.JPEG").write_bytes(jpeg(100 * label + k, mode))
+    return folder
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return make_tree(tmp_path / "images")
+
+
+def prepare(folder: Path, *more: object) -> str:
+    ran = cli("prepare", "--data", folder, *more)
+    assert ran.code == 0, ran.err
+    return ran.out
+
+
+def spoil(folder: Path, path: str) -> None:
+    """Cut a file in half: it begins as an image and ends too soon."""
+    content = (folder / path).read_bytes()
+    (folder / path).write_bytes(content[: len(content) // 2])
+
+
+def test_a_folder_means_the_same_with_and_without_its_manifest(tree):
+    before = load_dataset(FOLDER, tree)
+    assert "2 classes, 24 in train and 6 in val" in prepare(tree)
+    after = load_dataset(FOLDER, tree)
+    assert after.digest == before.digest
+    everything = np.arange(6)
+    for here, there in zip(after.test.load(everything, None), before.test.load(everything, None), strict=True):
+        assert torch.equal(here, there)
+
+
+def test_a_manifest_is_read_and_the_folder_is_not_walked_through(tree):
+    prepare(tree)
+    (tree / "val" / CLASSES[0] / "later.JPEG").write_bytes(jpeg(7))
+    assert len(load_dataset(FOLDER, tree).test) == 6
+
+
+def test_an_unreadable_image_is_named_counted_and_refused_unless_allowed(tree):
+    bad = f"train/{CLASSES[1]}/4.JPEG"
+    spoil(tree, bad)
+    ran = cli("prepare", "--data", tree)
+    assert ran.code == 1
+    assert f"unreadable: {bad}" in ran.out
+    assert "1 images cannot be read" in ran.out
+    with pytest.raises(DataError, match=f"1 images in .*{bad}; .*--allow-bad-images 1"):
+        load_dataset(FOLDER, tree)
+    without = load_dataset(FOLDER, tree, allow_bad_images=1)
+    assert len(without.train) + len(without.validation) == 23
+    labels = without.train.load(np.arange(len(without.train)), None)[1]
+    held_out = without.validation.load(np.arange(len(without.validation)), None)[1]
+    assert sorted(torch.cat([labels, held_out]).tolist()) == [0] * 12 + [1] * 11
+    assert without.digest != Listing(scan(tree).files).digest  # that it was left out is part of the data's digest
+
+
+def test_bad_images_are_allowed_only_where_somebody_has_looked(tree):
+    with pytest.raises(DataError, match="has not been looked through"):
+        load_dataset(FOLDER, tree, allow_bad_images=1)
+
+
+def test_a_run_refuses_bad_images_before_anything_starts(tree, tmp_path):
+    spoil(tree, f"val/{CLASSES[0]}/0.JPEG")
+    cli("prepare", "--data", tree)
+    ran = cli("--suite", "imagenet-full", "--data", tree, "--set", "weights=none", "--out", tmp_path / "out")
+    assert ran.code == 2
+    assert "--allow-bad-images 1" in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def pixels_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_copies_have_the_short_side_in_the_same_layout_and_smaller_images_stay(tree):
+    said = prepare(tree, "--cache", 28)
+    place = tree / "cache-28"
+    assert f"into {place}" in said
+    assert read_manifest(place).short_side == 28
+    for part in ("train", "val"):
+        for path in (tree / part).rglob("*.JPEG"):
+            width, height = pixels_of(path)
+            scale = min(1.0, 28 / min(width, height))
+            copy = place / path.relative_to(tree)
+            assert pixels_of(copy) == (round(width * scale), round(height * scale))
+            with Image.open(copy) as image:
+                assert image.mode == "RGB"
+
+
+def test_copies_are_announced_as_large_as_they_are(tree, tmp_path):
+    listing = look_through(tree, quiet)
+    size = cache_size(tree, listing, 28, tmp_path / "not" / "there")
+    make_cache(tree, listing, 28, tmp_path / "copies", quiet)
+    written = sum(path.stat().st_size for path in (tmp_path / "copies").rglob("*.JPEG"))
+    assert size.needed == written  # of 30 images all are in the sample
+
+
+def test_making_copies_goes_on_where_it_was(tree, tmp_path):
+    listing = look_through(tree, quiet)
+    make_cache(tree, listing, 28, tmp_path, quiet)
+    kept = tmp_path / "train" / CLASSES[0] / "0.JPEG"
+    kept.write_bytes(jpeg(55))
+    (tmp_path / "train" / CLASSES[0] / "1.JPEG").unlink()
+    make_cache(tree, listing, 28, tmp_path, quiet)
+    assert kept.read_bytes() == jpeg(55)
+    assert (tmp_path / "train" / CLASSES[0] / "1.JPEG").exists()
+
+
+def test_a_suite_says_which_copies_it_wants(tree, tmp_path):
+    small = FOLDER.model_copy(update={"short_side": 28})
+    with pytest.raises(DataError, match=r"no copies .*prepare .*--cache 28"):
+        load_dataset(small, tree)
+    prepare(tree, "--cache", 28)
+    assert len(load_dataset(small, tree).test) == 6
+    assert load_dataset(small, tree).digest == load_dataset(small, tree / "cache-28").digest
+    assert load_dataset(small, tree).digest != load_dataset(FOLDER, tree).digest
+    with pytest.raises(DataError, match=r"short side of 28, the suite wants them as they came; .*short_side=28"):
+        load_dataset(FOLDER, tree / "cache-28")
+    with pytest.raises(DataError, match=r"as they came, the suite wants them with a short side of 30; .*--cache 30"):
+        load_dataset(FOLDER.model_copy(update={"short_side": 30}), tree)
+
+
+def test_the_short_side_is_part_of_what_a_suite_compares():
+    ran = cli("plan", "--suite", "imagenet-full", "--json", "--models", "resnet18", "--seeds", "0")
+    small = cli("plan", "--suite", "imagenet-full", "--json", "--models", "resnet18", "--seeds", "0",
+                "--set", "data.short_side=256")  # fmt: skip
+    ids, others = ({row["id"] for row in json.loads(found.out)} for found in (ran, small))
+    assert ids.isdisjoint(others)
+    wrong = cli("plan", "--suite", "quick", "--set", "data.short_side=256")
+    assert wrong.code == 2
+    assert "short_side is for folders of image files" in wrong.err
+
+
+@pytest.mark.parametrize(
+    "place", ["train/../../etc", "train/..", "train/", "elsewhere/a", "train/a/b", "/etc", "train/a\\b"]
+)
+def test_a_manifest_cannot_lead_out_of_its_folder(tree, place):
+    prepare(tree)
+    body = json.loads((tree / MANIFEST).read_text())
+    body["files"] = {place: [["0.JPEG", 1]]}
+    body["digest"] = Listing(body["files"], {}).digest
+    (tree / MANIFEST).write_text(json.dumps(body))
+    with pytest.raises(DataError, match="no sound manifest"):
+        read_manifest(tree)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda body: body["files"][f"val/{CLASSES[0]}"].pop(),
+        lambda body: body.update(schema=2),
+        lambda body: body.pop("unreadable"),
+        lambda body: body["unreadable"].update({f"val/{CLASSES[0]}/0.JPEG": "edited by hand"}),
+        lambda body: body["files"].update({f"val/{CLASSES[0]}": [["../0.JPEG", 1]]}),
+    ],
+)
+def test_an_edited_manifest_is_refused_and_says_how_to_make_a_new_one(tree, harm):
+    prepare(tree)
+    body = json.loads((tree / MANIFEST).read_text())
+    harm(body)
+    (tree / MANIFEST).write_text(json.dumps(body))
+    with pytest.raises(DataError, match=r"no sound manifest .*prepare"):
+        load_dataset(FOLDER, tree)
+    prepare(tree)
+    load_dataset(FOLDER, tree)
+
+
+def test_a_manifest_of_other_classes_is_refused(tree):
+    prepare(tree)
+    (tree / "train" / "n09999999").mkdir()
+    with pytest.raises(DataError, match="other classes"):
+        load_dataset(FOLDER.model_copy(update={"classes": 3}), tree)
+
+
+@given(
+    st.dictionaries(
+        st.text("abc", min_size=1, max_size=3),
+        st.lists(st.tuples(st.text("xyz", min_size=1, max_size=3), st.integers(1, 99)), min_size=1, max_size=4),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_counts_and_paths_leave_out_exactly_what_is_unreadable(found: Mapping[str, list[tuple[str, int]]]):
+    files = {f"train/{name}": sorted(dict(rows).items()) for name, rows in found.items()}
+    paths = [f"{place}/{name}" for place, rows in files.items() for name, _ in rows]
+    bad = {path: "why" for path in paths[::2]}
+    listing = Listing(files, bad)
+    assert [path for _, path in listing.paths("train")] == [path for path in paths if path not in bad]
+    assert listing.count("train") == len(paths)
+    assert listing.digest != Listing(files, {}).digest
+
+
+def test_what_is_not_imagenet_although_it_looks_like_it_is_said():
+    names = [f"n{k:08d}" for k in range(1000)]
+    files = {f"{part}/{name}": [("a.JPEG", 1)] for part in ("train", "val") for name in names}
+    files["val/n00000003"] = [(f"{k}.JPEG", 1) for k in range(IMAGENET["val"] - 999)]
+    assert list(remarks(Listing(files))) == [
+        f"train has 1,000 images, ImageNet (ILSVRC 2012) has {IMAGENET['train']:,}"
+    ]
+    few = {"train/a": [("x", 1)], "train/b": [(str(k), 1) for k in range(99)], "val/a": [("x", 1)], "val/b": [("y", 1)]}
+    assert list(remarks(Listing(few))) == ["train/a has 1 images, a class has 50 on average"]
+
+
+def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def tar_of(files: Mapping[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, content in files.items():
+            add(archive, name, content)
+    return out.getvalue()
+
+
+@pytest.fixture
+def archives(tmp_path):
+    """ImageNet's three archives in miniature: 12 images a class, four of val, whose classes only the kit knows."""
+    folder = tmp_path / "archives"
+    folder.mkdir()
+    classes = {f"{name}.tar": tar_of({f"{name}_{k}.JPEG": jpeg(100 * c + k) for k in range(12)})
+               for c, name in enumerate(CLASSES)}  # fmt: skip
+    (folder / TRAIN).write_bytes(tar_of(classes))
+    (folder / VAL).write_bytes(tar_of({f"ILSVRC2012_val_{k:08d}.JPEG": jpeg(500 + k) for k in (1, 2, 3, 4)}))
+    meta = io.BytesIO()
+    kinds = [("ILSVRC2012_ID", int), ("WNID", object), ("num_children", int)]
+    synsets = np.array([(1, CLASSES[1], 0), (2, CLASSES[0], 0), (3, "n00000001", 2)], dtype=kinds)
+    savemat(meta, {"synsets": synsets})
+    with tarfile.open(folder / DEVKIT, "w:gz") as kit:
+        add(kit, "ILSVRC2012_devkit_t12/data/meta.mat", meta.getvalue())
+        add(kit, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", b"2\n1\n1\n2\n")
+    return folder
+
+
+def test_the_official_archives_become_folders_of_classes(archives, tmp_path):
+    folder = tmp_path / "imagenet"
+    assert "2 classes, 24 in train and 4 in val" in prepare(folder, "--archives", archives)
+    assert sorted(path.name for path in (folder / "val" / CLASSES[0]).iterdir()) == [
+        "ILSVRC2012_val_00000001.JPEG",
+        "ILSVRC2012_val_00000004.JPEG",
+    ]
+    image = folder / "train" / CLASSES[1] / f"{CLASSES[1]}_3.JPEG"
+    assert image.read_bytes() == jpeg(103)
+    assert len(load_dataset(FOLDER, folder).test) == 4
+
+
+def test_unpacking_goes_on_with_the_classes_that_are_missing(archives, tmp_path):
+    folder = tmp_path / "imagenet"
+    (folder / "train" / f".{CLASSES[0]}.part").mkdir(parents=True)
+    (folder / "train" / f".{CLASSES[0]}.part" / "half.JPEG").write_bytes(b"half")
+    prepare(folder, "--archives", archives)
+    assert len(list((folder / "train" / CLASSES[0]).iterdir())) == 12
+    untouched = folder / "train" / CLASSES[1] / f"{CLASSES[1]}_0.JPEG"
+    untouched.write_bytes(jpeg(9))
+    prepare(folder, "--archives", archives)
+    assert untouched.read_bytes() == jpeg(9)
+
+
+def test_nothing_in_an_archive_escapes_the_folder(archives, tmp_path):
+    hostile = io.BytesIO()
+    with tarfile.open(fileobj=hostile, mode="w") as archive:
+        add(archive, f"../../{CLASSES[0]}_0.JPEG", jpeg(1))
+        add(archive, "/tmp/absolute.JPEG", jpeg(2))
+        link = tarfile.TarInfo("link.JPEG")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    (archives / TRAIN).write_bytes(tar_of({f"../{CLASSES[0]}.tar": hostile.getvalue(), f"{CLASSES[1]}.tar": tar_of(
+        {f"{k}.JPEG": jpeg(k) for k in range(9)})}))  # fmt: skip
+    folder = tmp_path / "deep" / "imagenet"
+    prepare(folder, "--archives", archives)
+    inside = sorted(path.name for path in (folder / "train" / CLASSES[0]).iterdir())
+    assert inside == ["absolute.JPEG", f"{CLASSES[0]}_0.JPEG"]
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["imagenet"]
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda folder: (folder / VAL).unlink(), "no ILSVRC2012_img_val.tar"),
+        (lambda folder: (folder / TRAIN).write_bytes(b"no tar at all" * 99), "cannot unpack"),
+        (lambda folder: (folder / TRAIN).write_bytes(tar_of({"a.JPEG": jpeg(1)})), "no tar of a class"),
+        (lambda folder: (folder / VAL).write_bytes(tar_of({"cat.JPEG": jpeg(1)})), "holds cat.JPEG"),
+        (lambda folder: (folder / DEVKIT).write_bytes(b"\x1f\x8b half"), "cannot unpack"),
+    ],
+)
+def test_archives_that_are_not_imagenet_s_are_refused(archives, tmp_path, harm, message):
+    harm(archives)
+    ran = cli("prepare", "--archives", archives, "--data", tmp_path / "imagenet")
+    assert ran.code == 2
+    assert message in ran.err
+
+
+def test_other_datasets_have_no_archives_and_no_copies():
+    ran = cli("prepare", "--suite", "quick", "--cache", 28)
+    assert ran.code == 2
+    assert "--cache" in ran.err
+    assert cli("prepare", "--suite", "quick").code == 0
+
+
+def test_a_cache_that_does_not_fit_is_refused_before_it_is_written(tree, monkeypatch, tmp_path):
+    listing = look_through(tree, quiet)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 100})())
+    with pytest.raises(DataError, match=r"needs 0\.00 GB.*--to"):
+        cache_size(tree, listing, 28, tmp_path / "copies")
+
+
+def test_a_manifest_is_written_and_read_back_as_it_was(tmp_path):
+    make_tree(tmp_path)
+    listing = look_through(tmp_path, quiet)
+    write_manifest(tmp_path, listing)
+    assert read_manifest(tmp_path) == listing
+    assert listing_of(tmp_path, short_side=None, allow_bad_images=0) == listing
+
+
+def test_randaugment_hangs_on_the_image_s_own_draws(tree):
+    spec = FOLDER.model_copy(update={"augment": "randaugment"})
+    split, plain = load_dataset(spec, tree).test, load_dataset(FOLDER, tree).test
+    draws = np.random.default_rng(0).random((6, 8))
+    torch.manual_seed(1)
+    first = split.load(np.arange(6), draws)[0]
+    torch.manual_seed(2)
+    assert torch.equal(split.load(np.arange(6), draws)[0], first)
+    assert torch.equal(split.load(np.array([4]), draws[4:5])[0][0], first[4])
+    assert not torch.equal(plain.load(np.arange(6), draws)[0], first)
+    assert torch.equal(plain.load(np.arange(6), None)[0], split.load(np.arange(6), None)[0])
+
+
+def test_randaugment_is_for_image_files():
+    with pytest.raises(ValueError, match="randaugment is for photographs"):
+        DataSpec(dataset="digits", image_size=8, classes=10, augment="randaugment")
