@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,7 @@ from benchmarks.data import Dataset
 from benchmarks.data.stream import stream_seed
 from benchmarks.evaluation import evaluate, recalibrate_bn
 from benchmarks.models import build_model, published_weights
+from benchmarks.ranks import ALONE, Ranks
 from benchmarks.spec import StartSpec
 from benchmarks.training import Loop, Problem, Progress, WeightTraining
 from benchmarks.workspace import Workspace
@@ -52,26 +55,33 @@ def teacher_network(start: Start, spec: StartSpec, device: torch.device) -> nn.M
     return model.to(device).eval().requires_grad_(False)
 
 
-def float_start(spec: StartSpec, workspace: Workspace, data: Dataset) -> Generator[Progress, None, Start]:
-    """Progress while it trains; returns the start. Of several processes one trains, the others wait for it."""
+def float_start(
+    spec: StartSpec, workspace: Workspace, data: Dataset, ranks: Ranks = ALONE
+) -> Generator[Progress, None, Start]:
+    """Progress while it trains; returns the start. Of several trials one trains it, with its ranks; the others wait."""
     path = workspace.start(spec.key)
-    if not path.exists():
-        with workspace.lock(f"float-{spec.key}", wait=True):
-            if not path.exists():
-                yield from _make(spec, workspace, data)
+    if not ranks.decided(path.exists()):
+        alone = workspace.lock(f"float-{spec.key}", wait=True) if ranks.rank == 0 else nullcontext(True)
+        with alone:
+            if not ranks.decided(path.exists()):
+                yield from _make(spec, workspace, data, ranks)
+            ranks.decided(True)  # nobody goes on before it is written
     state = load_network(path)
     accuracy, seconds = float(state.pop(_TEST_ACCURACY)), float(state.pop(_SECONDS))
     return Start(state, accuracy, seconds)
 
 
-def _make(spec: StartSpec, workspace: Workspace, data: Dataset) -> Iterator[Progress]:
+def _make(spec: StartSpec, workspace: Workspace, data: Dataset, ranks: Ranks) -> Iterator[Progress]:
     begun, device = time.monotonic(), torch.device(workspace.device)
     torch.manual_seed(stream_seed(spec.seed, "pretrain/init"))
     model = build_model(spec.model, spec.data).to(device)
     if spec.pretraining is None:
         model.load_state_dict(published_weights(spec.model, spec.data))
     else:
-        yield from _train(spec, workspace, data, model)
+        yield from _train(spec, workspace, data, model, ranks)
+    if ranks.rank:
+        return
+    if spec.pretraining is not None:
         recalibrate_bn(model, data.train, device, workspace.loaders)
     score = evaluate(model, data.test, device, workspace.loaders)
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
@@ -81,7 +91,7 @@ def _make(spec: StartSpec, workspace: Workspace, data: Dataset) -> Iterator[Prog
     workspace.checkpoint(spec.key).unlink(missing_ok=True)
 
 
-def _train(spec: StartSpec, workspace: Workspace, data: Dataset, model: nn.Module) -> Iterator[Progress]:
+def _train(spec: StartSpec, workspace: Workspace, data: Dataset, model: nn.Module, ranks: Ranks) -> Iterator[Progress]:
     assert spec.pretraining is not None
     recipe = spec.pretraining.recipe
     unlimited = Account(granted_macs=2**62, epoch_macs=1, search_share=0.0)
@@ -97,6 +107,7 @@ def _train(spec: StartSpec, workspace: Workspace, data: Dataset, model: nn.Modul
         device=torch.device(workspace.device),
         account=unlimited,
         loaders=workspace.loaders,
+        ranks=ranks,
     )
     total = spec.pretraining.epochs * (len(data.train) // recipe.batch_size)
     loop = Loop(problem, WeightTraining(problem, None, total), "finetune", limit=unlimited.granted_macs, total=total)
@@ -105,7 +116,8 @@ def _train(spec: StartSpec, workspace: Workspace, data: Dataset, model: nn.Modul
         return {"model": model.state_dict(), "loop": loop.state_dict(), "rng": torch.get_rng_state()}
 
     path = workspace.checkpoint(spec.key)
-    saver = Saver(workspace.checkpoint_seconds, lambda: save_checkpoint(path, spec.key, state()))
+    seconds = math.inf if ranks.rank else workspace.checkpoint_seconds
+    saver = Saver(seconds, lambda: save_checkpoint(path, spec.key, state()))
     if saved := load_checkpoint(path, spec.key):
         model.load_state_dict(saved["model"])
         loop.load_state_dict(saved["loop"])

@@ -83,6 +83,7 @@ def open_session(
     settings = {
         "threads": resources.threads,
         "compile": resources.compile,
+        "ranks": resources.workers_per_trial,
         "loaders": resources.loaders_for(chosen.data.dataset),
         **workspace,
     }

@@ -12,6 +12,7 @@ from benchmarks.data import Dataset
 from benchmarks.data.stream import stream_seed
 from benchmarks.ledgers import ledger_for
 from benchmarks.models import build_model
+from benchmarks.ranks import ALONE, Ranks
 from benchmarks.spec import TrialSpec
 from benchmarks.training import Problem, WeightTraining
 from methods.quantization.convert import QuantizerOptions, convert
@@ -24,7 +25,7 @@ from methods.quantization.policy import Candidates
 class Setting:
     """A trial's data and networks, in hand. start: state of the float network; teacher: None without distillation.
 
-    loaders: processes that load images ahead.
+    loaders: processes that load images ahead. ranks: the processes that train the trial together.
     """
 
     spec: TrialSpec
@@ -33,6 +34,7 @@ class Setting:
     device: torch.device
     teacher: nn.Module | None = None
     loaders: int = 0
+    ranks: Ranks = ALONE
 
     @property
     def ledger(self) -> Ledger:
@@ -64,6 +66,7 @@ class Setting:
             account=account or Account(0, 0, 0.0),
             teacher=self.teacher,
             loaders=self.loaders,
+            ranks=self.ranks,
         )
         initialise_weight_steps(model)
         torch.manual_seed(stream_seed(spec.seed, "calibration/dropout"))

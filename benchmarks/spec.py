@@ -285,4 +285,9 @@ def canonical_json(value: Any) -> str:
 
 def digest(value: Any) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of `value`'s canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+    return full_digest(value)[:16]
+
+
+def full_digest(value: Any) -> str:
+    """The SHA-256 of `value`'s canonical JSON, in hexadecimal."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()

@@ -45,7 +45,8 @@ class Resources(Config):
 
     compile: fine-tuning runs the whole network through torch.compile, which takes minutes before the first step and
     needs a C++ compiler. Searches, probes and prices never do. loaders: processes that load image files ahead of their
-    use; None takes one per core of the trial but one, and none for images that are in memory.
+    use; None takes one per core of the trial but one, and none for images that are in memory. workers_per_trial:
+    processes that train a trial together, each on its share of every batch's micro-batches, with these resources each.
     """
 
     cpus: int = Field(1, ge=1)
@@ -53,6 +54,7 @@ class Resources(Config):
     gpus: float = Field(0, ge=0)
     compile: bool = False
     loaders: int | None = Field(None, ge=0)
+    workers_per_trial: int = Field(1, ge=1)
 
     def loaders_for(self, dataset: str) -> int:
         if self.loaders is not None:
@@ -150,6 +152,12 @@ class Suite(Config):
                 raise ValueError(f"pairs: {unknown('quantized row', name, rows)}")
         for entry in self.methods:
             settled(entry, self.quantizer, self.recipe)
+        for recipe in (self.recipe, self.pretraining.recipe):
+            if (parts := recipe.batch_size // recipe.micro_batch) % self.resources.workers_per_trial:
+                raise ValueError(
+                    f"resources.workers_per_trial {self.resources.workers_per_trial} does not divide the {parts} "
+                    f"micro-batches of a batch of {recipe.batch_size}; lower micro_batch, which is part of the trial"
+                )
         same = [(entry.name, canonical_json([options_of(entry), entry.settings])) for entry in self.methods]
         if len(set(same)) != len(same):
             raise ValueError("two rows have the same method with the same options; drop one, or use draws")

@@ -18,6 +18,7 @@ from torch.optim import SGD, Adam, Optimizer
 from benchmarks.compute import Account, ForwardMeter, MacCounter, measure_macs
 from benchmarks.data import Split, Subset, permutation
 from benchmarks.data.stream import Stream, stream_seed, torch_stream
+from benchmarks.ranks import ALONE, Ranks
 from benchmarks.spec import OptimizerSpec, Recipe
 from methods.contract import Batch, MicroBatch, Phase
 from methods.quantization.cost import Ledger
@@ -94,8 +95,8 @@ class Problem:
     """The harness's side of methods.contract.Problem: model, budgets, losses, gradients, streams.
 
     train: the training split; nothing else of the data is in reach of a method. meter: watches a method's work.
-    loaders: processes that load images ahead. compiled: the model as torch.compile runs it in weight training,
-    where the suite asks for it.
+    loaders: processes that load images ahead. ranks: the processes that share each batch. compiled: the model as
+    torch.compile runs it in weight training, where the suite asks for it.
     """
 
     model: nn.Module
@@ -113,6 +114,7 @@ class Problem:
     meter: ForwardMeter | None = None
     micro_batches: int = 1
     loaders: int = 0
+    ranks: Ranks = ALONE
     compiled: Callable[[Tensor], Tensor] | None = None
     _prices: dict[str, int] = field(default_factory=dict)
     _teacher_prices: dict[str, int] = field(default_factory=dict)
@@ -153,6 +155,7 @@ class Problem:
 
     def step(self, optimizer: Optimizer, max_norm: float | None = None) -> None:
         params = [param for group in optimizer.param_groups for param in group["params"]]
+        self.ranks.add(param.grad for param in params if param.grad is not None)
         if max_norm is not None:
             nn.utils.clip_grad_norm_(params, max_norm)
         optimizer.step()
@@ -166,6 +169,15 @@ class Problem:
 
     def stream(self, name: str) -> torch.Generator:
         return torch_stream(self.seed, name)
+
+    def draws(self, stream: torch.Generator, micro: MicroBatch) -> torch.Generator:
+        return stream if micro.place == 0 else torch.Generator().manual_seed(micro.seed)
+
+    def average(self, values: Tensor) -> Tensor:
+        return self.ranks.average(values)
+
+    def common(self, values: Tensor) -> Tensor:
+        return self.ranks.common(values)
 
     def price(self, phase: Phase) -> int:
         return self.price_per_image(phase) * self.recipe.batch_size
@@ -183,7 +195,7 @@ class Problem:
             batch = [MicroBatch(sample.images[:images], sample.labels[:images])]
             teacher: list[int] = []
             self._teacher_counter = teacher
-            with self._undone(trainee), self._eager():
+            with self._undone(trainee), self._alone():
                 self.model.train(phase.train_mode)
                 self._prices[phase.name] = measure_macs(lambda: self.run(trainee, batch, phase)) // images
             self._teacher_counter = None
@@ -197,7 +209,7 @@ class Problem:
 
     def run(self, trainee: Trainee, batch: Batch, phase: Phase) -> Mapping[str, float]:
         """One step of the trainee."""
-        self.micro_batches = len(batch)
+        self.micro_batches = len(batch) * self.ranks.count
         self._soft_labels.clear()
         images = sum(len(micro.labels) for micro in batch)
         metered = self.meter.step(phase.name, images) if self.meter else nullcontext()
@@ -205,13 +217,14 @@ class Problem:
             return trainee.step(batch, phase)
 
     @contextmanager
-    def _eager(self) -> Iterator[None]:
-        """Nothing is compiled inside: operations are counted one by one."""
+    def _alone(self) -> Iterator[None]:
+        """Nothing is compiled inside, so that operations are counted one by one, and nothing said to other ranks."""
         compiled, self.compiled = self.compiled, None
+        ranks, self.ranks = self.ranks, ALONE
         try:
             yield
         finally:
-            self.compiled = compiled
+            self.compiled, self.ranks = compiled, ranks
 
     @contextmanager
     def _undone(self, trainee: Trainee) -> Iterator[None]:
@@ -231,8 +244,8 @@ class Problem:
                 param.grad = gradient
             trainee.load_state_dict(state)
 
-    def batches(self, phase: Phase, stage: str, position: int = 0, loaders: int = 0) -> Stream:
-        """The stream of a phase, from its `position`-th batch on."""
+    def batches(self, phase: Phase, stage: str, position: int = 0, loaders: int = 0, ranks: Ranks = ALONE) -> Stream:
+        """The stream of a phase, from its `position`-th batch on; whole batches, or those of one of the ranks."""
         train = self.train
         if phase.split != "train":
             order = permutation(stream_seed(0, "search-split"), count=len(train))
@@ -247,6 +260,7 @@ class Problem:
             device=self.device,
             position=position,
             loaders=loaders,
+            ranks=ranks,
         )
 
 
@@ -347,16 +361,16 @@ class Loop:
                 return
             if phase.name not in streams:
                 position = self.positions.get(phase.name, 0)
-                streams[phase.name] = problem.batches(phase, self.stage, position, problem.loaders)
+                streams[phase.name] = problem.batches(phase, self.stage, position, problem.loaders, problem.ranks)
             stream = streams[phase.name]
             name = f"search/{phase.name}" if self.stage == "search" else self.stage
             begun = time.monotonic()
             batch = stream.next()
             problem.model.train(phase.train_mode)
-            logs = problem.run(self.trainee, batch, phase)
+            logs = problem.ranks.averages(problem.run(self.trainee, batch, phase))
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begun
             self.positions[phase.name] = stream.position
-            images = sum(len(micro.labels) for micro in batch)
+            images = sum(len(micro.labels) for micro in batch) * problem.ranks.count
             account.charge(name, images, per_image, problem.teacher_price_per_image(phase))
             self.step += 1
             row = {"step": self.step, "phase": phase.name, **logs}

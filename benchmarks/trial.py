@@ -7,6 +7,7 @@ curves; metrics (accuracies in 0..1); search (the method's own report); audit; n
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 import traceback
@@ -29,10 +30,11 @@ from benchmarks.environment import configure_torch, describe, require_compiler
 from benchmarks.evaluation import Score, evaluate, recalibrate_bn
 from benchmarks.messages import SuiteError
 from benchmarks.pretraining import Start, float_start, teacher_network
+from benchmarks.ranks import ALONE, RankLostError, Ranks, RanksDifferError
 from benchmarks.record import Record, Status
 from benchmarks.result import cost_of, layer_rows
 from benchmarks.setting import Setting
-from benchmarks.spec import TrialSpec, canonical_json
+from benchmarks.spec import TrialSpec, canonical_json, full_digest
 from benchmarks.suite import candidates_of
 from benchmarks.training import Loop, Problem, Progress, WeightTraining
 from benchmarks.workspace import Workspace
@@ -49,7 +51,16 @@ KEPT_PARAMETERS = 3_000_000
 
 _AUDITED_IMAGES = 64
 
-INFRASTRUCTURE = (OSError, MemoryError, torch.OutOfMemoryError, CheckpointError, DataError, SuiteError)
+INFRASTRUCTURE = (
+    OSError,
+    MemoryError,
+    torch.OutOfMemoryError,
+    CheckpointError,
+    DataError,
+    SuiteError,
+    RankLostError,
+    RanksDifferError,
+)
 """What says nothing about a method: the trial is lost, leaves no record, and runs again next time."""
 
 
@@ -66,6 +77,7 @@ class _Trial:
     start: Start
     seconds: dict[str, float] = field(default_factory=dict)
     phase_seconds: dict[str, float] = field(default_factory=dict)
+    ranks: Ranks = ALONE
     restarts: int = 0
     account: Account | None = None
     searched: Searched | None = None
@@ -89,36 +101,49 @@ class _Trial:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - begun
 
     @property
+    def save_seconds(self) -> float:
+        """How often this rank saves the trial: the first does, for all."""
+        return math.inf if self.ranks.rank else self.workspace.checkpoint_seconds
+
+    @property
     def search_seed(self) -> int:
         """Draws of one seed differ in their search only."""
         return stream_seed(self.spec.seed, f"draw-{self.spec.draw}") if self.spec.draw else self.spec.seed
 
 
-def run(spec: TrialSpec, workspace: Workspace) -> Generator[Progress, None, Record]:
-    """Run one trial: progress while it lasts; returns its record, which is then on disk.
+def run(spec: TrialSpec, workspace: Workspace, ranks: Ranks = ALONE) -> Generator[Progress, None, None]:
+    """Run one trial, or this rank's part of it: progress while it lasts; afterwards its record is on disk.
 
     A method's own fault ends in a record (`failed`, `over_ceiling`, `refused`); INFRASTRUCTURE errors are raised.
+    Ranks do the same steps on their own micro-batches; the first also saves, scores and writes.
     """
     begun, started = time.monotonic(), datetime.now(UTC)
     configure_torch(workspace.threads, workspace.device)
     if workspace.compile:
         require_compiler(workspace.device)
     data = workspace.load_data(spec.data)
-    start = yield from float_start(spec.start, workspace, data)
+    start = yield from float_start(spec.start, workspace, data, ranks)
     device, teacher = torch.device(workspace.device), None
     if spec.teacher is not None:
-        taught = yield from float_start(spec.teacher, workspace, data)
+        taught = yield from float_start(spec.teacher, workspace, data, ranks)
         teacher = teacher_network(taught, spec.teacher, device)
-    trial = _Trial(Setting(spec, data, start.state, device, teacher, workspace.loaders), workspace, start)
+    setting = Setting(spec, data, start.state, device, teacher, workspace.loaders, ranks)
+    trial = _Trial(setting, workspace, start, ranks=ranks)
     failure: str | None = None
     try:
         yield from _search(trial)
         model = yield from _finetune(trial)
+        if ranks.rank:
+            return
         result = _examine(trial, model)
         canonical_json(result)  # a NaN, or a report that is no JSON, is the method's fault too
     except INFRASTRUCTURE:
         raise
-    except Exception as error:  # noqa: BLE001 (the one place: a method may do anything, and its record says what)
+    except Exception as error:
+        if ranks.rank:
+            raise RanksDifferError(
+                f"rank {ranks.rank}: {error}"
+            ) from error  # unless the first fails alike, and says so
         result, failure = _failed(trial, error), traceback.format_exc()
     observed = {
         "seconds": {**trial.seconds, "total": time.monotonic() - begun},
@@ -131,6 +156,7 @@ def run(spec: TrialSpec, workspace: Workspace) -> Generator[Progress, None, Reco
         "start_seconds": start.seconds,
         "restarts": trial.restarts,
         "engine": workspace.engine,
+        "ranks": ranks.count,
         "started": started.isoformat(timespec="seconds"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         **({"traceback": failure} if result["status"] == "failed" else {}),
@@ -138,7 +164,6 @@ def run(spec: TrialSpec, workspace: Workspace) -> Generator[Progress, None, Reco
     record = Record(spec.id, spec.model_dump(mode="json"), result, observed)
     workspace.records.put(record)
     workspace.checkpoint(spec.id).unlink(missing_ok=True)
-    return record
 
 
 def _search(trial: _Trial) -> Iterator[Progress]:
@@ -163,7 +188,7 @@ def _search(trial: _Trial) -> Iterator[Progress]:
             problem.model.load_state_dict(saved["model"])
             loop.load_state_dict(saved["loop"])
             torch.set_rng_state(saved["rng"])
-        saver = Saver(trial.workspace.checkpoint_seconds, lambda: _save(trial, "search", problem.model, loop))
+        saver = Saver(trial.save_seconds, lambda: _save(trial, "search", problem.model, loop))
         for progress in loop.run():
             saver.tick()
             yield progress
@@ -171,6 +196,8 @@ def _search(trial: _Trial) -> Iterator[Progress]:
     trial.stopped, trial.curves["search"] = loop.stopped, loop.curve
     trial.phase_seconds |= loop.seconds
     _check(trial, trial.searched)
+    policy = trial.searched.policy
+    trial.ranks.agree("the policy", full_digest(None if policy is None else policy.to_dict()))
 
 
 def _require_share(problem: Problem, method: Method, min_steps: int) -> None:
@@ -222,11 +249,12 @@ def _finetune(trial: _Trial) -> Generator[Progress, None, nn.Module]:
         problem.model.load_state_dict(saved["model"])
         loop.load_state_dict(saved["loop"])
         torch.set_rng_state(saved["rng"])
-    saver = Saver(trial.workspace.checkpoint_seconds, lambda: _save(trial, "finetune", problem.model, loop))
+    saver = Saver(trial.save_seconds, lambda: _save(trial, "finetune", problem.model, loop))
     with trial.timed("finetune"):
         for progress in loop.run():
             saver.tick()
             yield progress
+    trial.ranks.agree("the weights", network_digest(dict(problem.model.named_parameters())))
     trial.curves["finetune"] = loop.curve
     trial.phase_seconds |= loop.seconds
     return problem.model

@@ -35,8 +35,9 @@ class Workspace:
 
     out: the output folder. suite: the suite's name. data: folder of the dataset's files, if it has any.
     gpu: whether trials run on a GPU. compile: whether fine-tuning runs through torch.compile.
-    loaders: processes per trial that load images ahead of their use. allow_bad_images: how many image files that cannot
-    be read may be left out. checkpoint_seconds: how often a trial saves itself; 0 saves after every step.
+    loaders: processes per trial that load images ahead of their use. ranks: processes that train a trial together.
+    allow_bad_images: how many image files that cannot be read may be left out.
+    checkpoint_seconds: how often a trial saves itself; 0 saves after every step.
     """
 
     out: Path
@@ -47,6 +48,7 @@ class Workspace:
     gpu: bool = False
     compile: bool = False
     loaders: int = 0
+    ranks: int = 1
     allow_bad_images: int = 0
     checkpoint_seconds: float = 10.0
 

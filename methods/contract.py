@@ -30,14 +30,22 @@ class MethodOptions(BaseModel):
 
 
 class MicroBatch(NamedTuple):
-    """images: (n, channels, height, width) float32; labels: (n,) int64."""
+    """images: (n, channels, height, width) float32; labels: (n,) int64.
+
+    place: its number in the global batch, from 0. seed: its own, for draws that must not hang on which process has it.
+    """
 
     images: Tensor
     labels: Tensor
+    place: int = 0
+    seed: int = 0
 
 
 Batch = Sequence[MicroBatch]
-"""One global batch, as micro-batches in fixed order; batch statistics are those of one micro-batch."""
+"""One global batch, or this process's part of it, as micro-batches in fixed order.
+
+Batch statistics are those of one micro-batch. Dropout draws alike wherever a micro-batch is.
+"""
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,18 @@ class Problem(Protocol):
 
     def stream(self, name: str) -> Generator:
         """A random generator of this trial's seed, named; the same name gives the same numbers."""
+
+    def draws(self, stream: Generator, micro: MicroBatch) -> Generator:
+        """What to draw from for one micro-batch: `stream` for a batch's first, a generator of its own for the others.
+
+        So several processes draw what one would.
+        """
+
+    def average(self, values: Tensor) -> Tensor:
+        """The mean of what each process of this trial has; with one process, `values`."""
+
+    def common(self, values: Tensor) -> Tensor:
+        """What the process of the first micro-batch has, in all processes of this trial."""
 
 
 class Method(Protocol):

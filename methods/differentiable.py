@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from methods.contract import Batch, MethodOptions, Phase, Problem, Searched
+from methods.contract import Batch, MethodOptions, MicroBatch, Phase, Problem, Searched
 
 MIXTURE = Phase("mixture")
 WEIGHTS = Phase("mixture-weights", split="rest")
@@ -88,7 +88,7 @@ class Differentiable:
     def step(self, batch: Batch, phase: Phase) -> Mapping[str, float]:
         problem, task = self.problem, 0.0
         for micro in batch:
-            self._mix()
+            self._mix(micro)
             loss = problem.loss(problem.model(micro.images), micro)
             task += float(loss.detach()) / len(batch)
             bops = self.theta.relative_bops()
@@ -106,11 +106,11 @@ class Differentiable:
         self.taken += 1
         return {"loss": task, "relative_bops": float(bops.detach())}
 
-    def _mix(self) -> None:
+    def _mix(self, micro: MicroBatch) -> None:
         if self.options.relaxation == "softmax":
             return self.theta.mix()
         progress = self.taken / max(self.total - 1, 1)
-        self.theta.sample(self.noise, self.options.temperature ** (1.0 - 2.0 * progress))
+        self.theta.sample(self.problem.draws(self.noise, micro), self.options.temperature ** (1.0 - 2.0 * progress))
 
     def result(self) -> Searched:
         policy, report = self.theta.project()

@@ -5,8 +5,8 @@ Dong et al., NeurIPS 2020 (HAWQ-v2, arXiv 1911.03852); Yao et al., ICML 2021 (HA
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
@@ -17,6 +17,8 @@ from methods.quantization.policy import LayerBits
 
 HESSIAN = Phase("hessian", augment=False, train_mode=False)
 MIN_SAMPLES = 10
+
+K = TypeVar("K", bound=Hashable)
 
 
 class HawqOptions(MethodOptions):
@@ -89,33 +91,53 @@ class Hawq:
         sharing = self.sharing.values() if self.options.activation_traces else ()
         readers = {names[0]: [self.layers[name] for name in names] for names in sharing}
         totals_w, totals_a = dict.fromkeys(weights, 0.0), dict.fromkeys(readers, 0.0)
+        errors: dict[tuple[str, int], float] = {}
         for micro in batch:
             of_weights, of_inputs, inputs = hessian_samples(
-                self.problem.model, readers, micro, weights, self.probe, separate=self.options.probes == "separate"
+                self.problem.model,
+                readers,
+                micro,
+                weights,
+                self.problem.draws(self.probe, micro),
+                separate=self.options.probes == "separate",
             )
             totals_w = {name: total + of_weights[name] / len(batch) for name, total in totals_w.items()}
             totals_a = {name: total + of_inputs[name] / len(batch) for name, total in totals_a.items()}
-            self._perturb(inputs, len(micro.labels))
+            for place, error in self._perturbations(inputs):
+                errors[place] = errors.get(place, 0.0) + error
+            self.images += len(micro.labels)
+        totals_w, totals_a = self._averaged(totals_w), self._averaged(totals_a)
         for name, sample in totals_w.items():
             self.weight_traces[name].samples.append(sample)
         for name, sample in totals_a.items():
             self.input_traces[name].samples.append(sample)
+        for (name, bits), error in self._averaged(errors).items():
+            self.input_errors[name][bits] += error
         return {"mean_weight_trace": sum(totals_w.values()) / len(totals_w)}
 
-    def _perturb(self, inputs: Mapping[str, Any], images: int) -> None:
-        """Add the rounding error of these inputs at every candidate width; steps come from the first batch."""
+    def _averaged(self, numbers: Mapping[K, float]) -> dict[K, float]:
+        """Each number's mean over the processes of the trial, which all have as many images."""
+        import torch
+
+        if not numbers:
+            return {}
+        means = self.problem.average(torch.tensor(list(numbers.values()), dtype=torch.float64))
+        return dict(zip(numbers, means.tolist(), strict=True))
+
+    def _perturbations(self, inputs: Mapping[str, Any]) -> Iterator[tuple[tuple[str, int], float]]:
+        """The rounding error of these inputs at every candidate width; steps come from the first micro-batch."""
         from methods.sensitivity import least_squares_step, squared_error
 
         for name, value in inputs.items():
             quantizer = self.layers[name].input_quantizer  # its kind's own grid, also where offsets are learned
             grids = {b: make_grid(quantizer.kind, b, narrow=quantizer.narrow) for b in quantizer.widths}
             if name not in self.input_steps:
-                self.input_steps[name] = {b: least_squares_step(value, g, per_channel=False) for b, g in grids.items()}
+                steps = {bits: least_squares_step(value, grid, per_channel=False) for bits, grid in grids.items()}
+                self.input_steps[name] = {bits: self.problem.common(step) for bits, step in steps.items()}
                 self.input_errors[name] = dict.fromkeys(grids, 0.0)
                 self.features[name] = value[0].numel()
             for bits, grid in grids.items():
-                self.input_errors[name][bits] += squared_error(value, self.input_steps[name][bits], grid)
-        self.images += images
+                yield (name, bits), squared_error(value, self.input_steps[name][bits], grid)
 
     def result(self) -> Searched:
         problem, weight_errors = self.problem, self._weight_errors()

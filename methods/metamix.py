@@ -191,7 +191,8 @@ class MetaMix:
                     self._select(branch)
                     with batch_variances(self.problem.model) as found:
                         self.problem.model(micro.images)
-                    meter.add(branch.activation, found)
+                    averaged = {name: self.problem.average(variance) for name, variance in found.items()}
+                    meter.add(branch.activation, averaged)
         self.measured += 1
         return {}
 

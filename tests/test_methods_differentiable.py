@@ -138,5 +138,5 @@ def test_the_temperature_falls_from_its_start_to_its_inverse():
     method.theta.sample = lambda noise, temperature: seen.append(temperature)  # type: ignore[method-assign]
     method.total = 5
     for method.taken in range(5):
-        method._mix()
+        method._mix(problem.batches(MIXTURE, "search").next()[0])
     assert seen == pytest.approx([4.0, 2.0, 1.0, 0.5, 0.25])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from benchmarks.data import AUGMENTATION_DRAWS, Split, counted_generator, permutation
 from benchmarks.data.loading import Request, fetched
 from benchmarks.messages import SuiteError
+from benchmarks.ranks import ALONE, Ranks
 from methods.contract import Batch, MicroBatch
 
 _ORDER, _AUGMENTATION = 0, 1
@@ -31,11 +33,43 @@ def torch_stream(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(stream_seed(seed, name))
 
 
+@dataclass(frozen=True)
+class OwnDraws(Sequence[MicroBatch]):
+    """A batch whose micro-batches, but for the global batch's first, draw from torch's generators by their own seeds.
+
+    Dropout then draws alike whichever process a micro-batch is in. The first goes on with the generators as they are.
+    """
+
+    micro_batches: Sequence[MicroBatch]
+    _passes: Iterator[int] = field(default_factory=count, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.micro_batches)
+
+    @overload
+    def __getitem__(self, at: int) -> MicroBatch: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[MicroBatch]: ...
+    def __getitem__(self, at: int | slice) -> MicroBatch | Sequence[MicroBatch]:
+        return self.micro_batches[at]
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        before = next(self._passes)
+        for micro in self.micro_batches:
+            if micro.place == 0:
+                yield micro
+                continue
+            with torch.random.fork_rng(devices=[micro.images.device] if micro.images.is_cuda else []):
+                torch.manual_seed(micro.seed + before)
+                yield micro
+
+
 @dataclass
 class Stream:
     """Batches of a split in an order that hangs on (seed, epoch) alone; augmentation on (seed, epoch, image) alone.
 
-    position: batches already taken. loaders: processes that load ahead. An epoch's last, incomplete batch is dropped.
+    position: batches already taken. loaders: processes that load ahead. ranks: each has its share of a batch's
+    micro-batches, the first ones rank 0. An epoch's last, incomplete batch is dropped.
     """
 
     split: Split
@@ -46,6 +80,7 @@ class Stream:
     device: torch.device
     position: int = 0
     loaders: int = 0
+    ranks: Ranks = ALONE
     _micro_batches: Iterator[tuple[Tensor, Tensor]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -60,20 +95,28 @@ class Stream:
     def steps_per_epoch(self) -> int:
         return len(self.split) // self.batch_size
 
+    @property
+    def _own(self) -> range:
+        """Indices of this rank's micro-batches."""
+        each = self.batch_size // self.micro_batch // self.ranks.count
+        return range(self.ranks.rank * each, (self.ranks.rank + 1) * each)
+
     def next(self) -> Batch:
+        seeds = [stream_seed(self.seed, f"{self.position}/{index}") for index in self._own]
         self.position += 1
-        parts = islice(self._micro_batches, self.batch_size // self.micro_batch)
-        return [MicroBatch(images, labels) for images, labels in parts]
+        parts = islice(self._micro_batches, len(self._own))
+        return OwnDraws([MicroBatch(*part, *place) for part, *place in zip(parts, self._own, seeds, strict=True)])
 
     def _requests(self, position: int) -> Iterator[Request]:
-        """Micro-batches from the `position`-th batch on, without end."""
+        """This rank's micro-batches from the `position`-th batch on, without end."""
         epoch, first = divmod(position, self.steps_per_epoch)
         while True:
             order = permutation(self.seed, _ORDER, epoch, count=len(self.split))
             shape = (len(self.split), AUGMENTATION_DRAWS)
             draws = counted_generator(self.seed, _AUGMENTATION, epoch).random(shape) if self.augment else None
-            start, end = first * self.batch_size, self.steps_per_epoch * self.batch_size
-            for at in range(start, end, self.micro_batch):
-                chosen = order[at : at + self.micro_batch]
-                yield Request(chosen, None if draws is None else draws[chosen])
+            for batch in range(first, self.steps_per_epoch):
+                for index in self._own:
+                    start = batch * self.batch_size + index * self.micro_batch
+                    chosen = order[start : start + self.micro_batch]
+                    yield Request(chosen, None if draws is None else draws[chosen])
             epoch, first = epoch + 1, 0

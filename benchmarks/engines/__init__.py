@@ -13,6 +13,7 @@ from benchmarks.suite import Plan
 from benchmarks.workspace import Workspace
 
 if TYPE_CHECKING:
+    from benchmarks.ranks import Ranks
     from benchmarks.training import Progress
 
 _POLL_SECONDS = 0.5
@@ -82,10 +83,7 @@ def jobs_of(plan: Plan) -> list[Job]:
 
 def execute(job: Job, workspace: Workspace) -> Iterator[Progress | Outcome]:
     """Run one job under its lock: progress while it lasts, then its outcome. Runs in a worker."""
-    from benchmarks import trial
-    from benchmarks.environment import configure_torch
-    from benchmarks.pretraining import float_start
-    from benchmarks.training import DivergedError
+    from benchmarks.engines.together import together
 
     with workspace.lock(job.key, wait=False) as mine:
         if not mine:
@@ -94,16 +92,28 @@ def execute(job: Job, workspace: Workspace) -> Iterator[Progress | Outcome]:
         if job.done(workspace):
             yield Outcome("done")
             return
-        try:
-            if isinstance(job.spec, TrialSpec):
-                yield from trial.run(job.spec, workspace)
-            else:
-                configure_torch(workspace.threads, workspace.device)
-                yield from float_start(job.spec, workspace, workspace.load_data(job.spec.data))
-        except (*trial.INFRASTRUCTURE, DivergedError) as error:
-            yield Outcome("lost", str(error) or traceback.format_exc())
-            return
-        yield Outcome("done")
+        yield from work(job, workspace) if workspace.ranks == 1 else together(job, workspace)
+
+
+def work(job: Job, workspace: Workspace, ranks: Ranks | None = None) -> Iterator[Progress | Outcome]:
+    """Do a job, or one rank's part of it; its lock is held by whoever calls."""
+    from benchmarks import trial
+    from benchmarks.environment import configure_torch
+    from benchmarks.pretraining import float_start
+    from benchmarks.ranks import ALONE
+    from benchmarks.training import DivergedError
+
+    ranks = ranks or ALONE
+    try:
+        if isinstance(job.spec, TrialSpec):
+            yield from trial.run(job.spec, workspace, ranks)
+        else:
+            configure_torch(workspace.threads, workspace.device)
+            yield from float_start(job.spec, workspace, workspace.load_data(job.spec.data), ranks)
+    except (*trial.INFRASTRUCTURE, DivergedError) as error:
+        yield Outcome("lost", str(error) or traceback.format_exc())
+        return
+    yield Outcome("done")
 
 
 @dataclass

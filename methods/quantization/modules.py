@@ -103,7 +103,7 @@ class _StepGradient(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         step, x, weight = ctx.saved_tensors
         slope = step_slope(x, step, ctx.use.grid)
-        moved = ctx.layer._conv_forward(slope, weight, None)
+        moved = ctx.layer._conv_forward(slope.to(weight.dtype), weight, None)
         total = (moved * g).sum() * ctx.use.scale
         return g, total.reshape(step.shape).to(step.dtype), None, None, None
 

@@ -1,0 +1,99 @@
+"""A job done by several processes of this machine together, each of which may die."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import signal
+import tempfile
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from queue import Empty
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.engines import Job, Outcome, work
+from benchmarks.ranks import GONE, joined
+from benchmarks.workspace import Workspace
+
+if TYPE_CHECKING:
+    from benchmarks.training import Progress
+
+RESTARTS = 3
+"""How often a job goes on from its checkpoint after a process of its own has died."""
+
+_POLL_SECONDS = 0.2
+_PARENT_DIED = 1  # PR_SET_PDEATHSIG of prctl(2)
+_DIED = "one of its processes died"
+
+
+def together(job: Job, workspace: Workspace) -> Iterator[Progress | Outcome]:
+    """Progress of the first rank while it lasts, then the outcome. What dies is started again, from the checkpoint."""
+    for _ in range(1 + RESTARTS):
+        outcome = yield from _once(job, workspace)
+        if not outcome.message.startswith(_DIED):
+            break
+    yield outcome
+
+
+def _once(job: Job, workspace: Workspace) -> Generator[Progress, None, Outcome]:
+    context = multiprocessing.get_context("spawn")
+    events = context.Queue()
+    with tempfile.TemporaryDirectory() as folder:
+        told = (job.to_dict(), asdict(workspace), str(Path(folder) / "meeting"), events)
+        ranks = [context.Process(target=_rank, args=(rank, *told)) for rank in range(workspace.ranks)]
+        try:
+            for process in ranks:
+                process.start()
+            outcome = yield from _watch(ranks, events)
+        finally:
+            for process in ranks:  # all is written when the outcome is there
+                process.kill()
+            for process in ranks:
+                process.join()
+    return outcome
+
+
+def _watch(ranks: Sequence[BaseProcess], events: Any) -> Generator[Progress, None, Outcome]:
+    """Pass progress on until it is known how the job ended.
+
+    The first rank says it. Where it only knows that another has gone, that one's last word says why, or its end.
+    """
+    last_words: list[Outcome] = []
+    while True:
+        try:
+            rank, event = events.get(timeout=_POLL_SECONDS)
+        except Empty:
+            if dead := [process for process in ranks if process.exitcode not in (None, 0)]:
+                return Outcome("lost", f"{_DIED}: {_ending(dead[0])}")
+            if last_words and ranks[0].exitcode == 0:
+                return last_words[0]
+            continue
+        if not isinstance(event, Outcome):
+            yield event
+        elif event.message.startswith(GONE):
+            last_words.append(event)
+        elif rank == 0:
+            return event
+        else:
+            last_words.insert(0, event)
+
+
+def _ending(process: BaseProcess) -> str:
+    code = process.exitcode or 0
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _rank(rank: int, job: Mapping[str, Any], settings: Mapping[str, Any], meeting: str, events: Any) -> None:
+    """The life of one rank, in its own process, which ends with its parent."""
+    import torch
+
+    ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGKILL)
+    workspace = Workspace(**settings)
+    if workspace.gpu:
+        torch.cuda.set_device(rank % torch.cuda.device_count())
+    with joined(rank, workspace.ranks, Path(meeting), workspace.device) as ranks:
+        for event in work(Job.from_dict(dict(job)), workspace, ranks):
+            if rank == 0 or (isinstance(event, Outcome) and event.status == "lost"):
+                events.put((rank, event))

@@ -1,0 +1,114 @@
+"""The processes that train one trial together, and the sums that make them one computation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+
+PATIENCE = timedelta(days=2)
+"""How long a rank waits for the others. One that dies is noticed at once; one may have to wait for a float start."""
+
+
+GONE = "another process of this trial has gone"
+
+
+class RankLostError(OSError):
+    """Another process of this trial has gone; the trial is lost and can go on from its checkpoint."""
+
+
+class RanksDifferError(RuntimeError):
+    """Processes that should hold the same do not; the trial is lost, not failed."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's number among those of its trial, and how many they are. Alone, every operation is the identity."""
+
+    rank: int = 0
+    count: int = 1
+
+    def add(self, tensors: Iterable[Tensor]) -> None:
+        """Sum each tensor over the ranks, in place. All ranks name the same tensors in the same order."""
+        if self.count == 1:
+            return
+        kinds: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            kinds.setdefault(tensor.dtype, []).append(tensor)
+        for alike in kinds.values():
+            flat = _flatten_dense_tensors(alike)
+            with _together():
+                dist.all_reduce(flat)
+            for tensor, summed in zip(alike, _unflatten_dense_tensors(flat, alike), strict=True):
+                tensor.copy_(summed)
+
+    def average(self, values: Tensor) -> Tensor:
+        if self.count == 1:
+            return values
+        total = values.clone()
+        with _together():
+            dist.all_reduce(total)
+        return total / self.count
+
+    def averages(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        """The mean over ranks of each number; a NaN anywhere is one everywhere."""
+        if self.count == 1:
+            return dict(numbers)
+        means = self.average(torch.tensor(list(numbers.values()), dtype=torch.float64))
+        return dict(zip(numbers, means.tolist(), strict=True))
+
+    def common(self, values: Tensor) -> Tensor:
+        """What rank 0 has."""
+        if self.count == 1:
+            return values
+        shared = values.clone()
+        with _together():
+            dist.broadcast(shared, 0)
+        return shared
+
+    def decided(self, choice: bool) -> bool:
+        """Rank 0's choice, on every rank."""
+        return bool(self.common(torch.tensor(int(choice))))
+
+    def agree(self, what: str, digest: str) -> None:
+        """Raises RanksDifferError unless all ranks have the same digest, in hexadecimal."""
+        if self.count == 1:
+            return
+        own = torch.tensor([int(digest[at : at + 8], 16) for at in range(0, 64, 8)])
+        found = [torch.empty_like(own) for _ in range(self.count)]
+        with _together():
+            dist.all_gather(found, own)
+        if any(not torch.equal(other, found[0]) for other in found):
+            raise RanksDifferError(f"the trial's {self.count} processes differ in {what}")
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Raises RankLostError where another rank does not answer: torch has only RuntimeErrors for that."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RankLostError(f"{GONE}: {error}") from error
+
+
+@contextmanager
+def joined(rank: int, count: int, meeting: Path, device: str) -> Iterator[Ranks]:
+    """Meet the other ranks at a file that none of them has written yet, and part again."""
+    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+    dist.init_process_group(
+        backend, init_method=f"file://{meeting.resolve()}", rank=rank, world_size=count, timeout=PATIENCE
+    )
+    try:
+        yield Ranks(rank, count)
+    finally:
+        dist.destroy_process_group()

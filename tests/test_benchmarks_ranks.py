@@ -1,0 +1,268 @@
+"""A trial over several processes is the computation of one: 1x4 = 2x2 = 4x1 ranks x micro-batches, for every method."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.data import load_dataset
+from benchmarks.data.stream import Stream
+from benchmarks.engines import Outcome, jobs_of, run_jobs
+from benchmarks.engines.local import LocalEngine
+from benchmarks.engines.together import together
+from benchmarks.messages import SuiteError
+from benchmarks.ranks import ALONE, Ranks, RanksDifferError, joined
+from benchmarks.record import Records
+from benchmarks.spec import DataSpec, OptimizerSpec, Recipe
+from benchmarks.suite import plan
+from benchmarks.training import Problem, WeightTraining
+from benchmarks.workspace import Workspace
+from methods.quantization.cost import with_pins
+from tests.harness import Silent, comparable, start, tiny_suite
+from tests.problems import MemorySplit, make_method, make_problem, run_search, search
+
+COUNTS = (1, 2, 4)
+SEARCHES: dict[str, dict[str, Any]] = {
+    "hawq": {},
+    "differentiable": {"relaxation": "gumbel"},
+    "metamix": {"statistics_batches": 1},
+    "metamix-joint": {},
+    "random": {},
+    "mac-greedy": {},
+    "uniform-lsq": {},
+    "float": {},
+}
+RECIPE = Recipe(optimizer=OptimizerSpec(name="sgd", lr=0.01), batch_size=8, micro_batch=2, max_norm=1.0)
+FINETUNING_STEPS = 3
+TOLERANCE = 1e-9
+"""Ranks add in another order than one process, in float64: 2e-16 of each sum, some hundred terms a sum, some ten steps.
+
+The loss takes logits in float32, alike in both unless one lies within 1e-15 of a rounding border. Leaving out a
+micro-batch, or weighing it twice, changes gradients by tenths.
+"""
+
+
+def doubled(name: str, ranks: Ranks) -> Problem:
+    """A problem in float64, so that what differs by more than rounding stands out."""
+    share = 0.0 if name == "float" else 0.8
+    problem = make_problem(recipe=RECIPE, share=share, steps=60)
+    train = problem.train
+    assert isinstance(train, MemorySplit)
+    doubles = replace(train, images=train.images.double())
+    problem.model.double()
+    return replace(problem, train=doubles, ranks=ranks)
+
+
+def outcome_of(name: str, ranks: Ranks) -> dict[str, Any]:
+    """What a search and some fine-tuning leave behind: numbers of the first rank, by what they are."""
+    problem = doubled(name, ranks)
+    method = make_method(name, problem, SEARCHES[name])
+    logits = getattr(method, "alpha", None) or getattr(method, "theta", None)
+    for parameter in logits.parameters() if logits else []:
+        parameter.data = parameter.data.double()
+    loop = search(problem, method)
+    run_search(loop)
+    searched = method.result()
+    policy = None if searched.policy is None else with_pins(problem.ledger, searched.policy)
+    if name == "float":
+        policy = None
+    training = WeightTraining(problem, policy, total=FINETUNING_STEPS)
+    for _ in range(FINETUNING_STEPS):
+        problem.model.train()
+        stream = problem.batches(WeightTraining.PHASE, "finetune", training.taken, ranks=ranks)
+        ranks.averages(problem.run(training, stream.next(), WeightTraining.PHASE))
+    return {
+        "policy": json.dumps(None if searched.policy is None else searched.policy.to_dict()),
+        "account": json.dumps(problem.account.to_dict()),
+        "curve": [value for row in loop.curve for key, value in row.items() if isinstance(value, float)],
+        "report": numbers_in(searched.report),
+        "weights": {name: parameter.detach() for name, parameter in problem.model.named_parameters()},
+    }
+
+
+def numbers_in(report: Any) -> list[float]:
+    if isinstance(report, Mapping):
+        return [number for key in sorted(report) for number in numbers_in(report[key])]
+    if isinstance(report, Sequence) and not isinstance(report, str):
+        return [number for part in report for number in numbers_in(part)]
+    return [float(report)] if isinstance(report, int | float) else []
+
+
+def take_part(rank: int, count: int, folder: Path) -> None:
+    """One rank of every method's search, one method after the other."""
+    torch.set_num_threads(1)
+    with joined(rank, count, folder / "meeting", "cpu") as ranks:
+        found = {name: outcome_of(name, ranks) for name in SEARCHES}
+        ranks.agree("the test's weights", "ab" * 32)
+    if rank == 0:
+        torch.save(found, folder / "found.pt")
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, dict[str, Any]]]:
+    """Every method's outcome by the number of ranks."""
+    found = {}
+    for count in COUNTS:
+        folder = tmp_path_factory.mktemp(f"ranks{count}")
+        ranks = [start(take_part, rank, count, folder) for rank in range(count)]
+        for process in ranks:
+            process.join(600)
+            assert process.exitcode == 0
+        found[count] = torch.load(folder / "found.pt", weights_only=True)
+    return found
+
+
+def close(a: Sequence[float], b: Sequence[float], tolerance: float = TOLERANCE) -> bool:
+    return len(a) == len(b) and np.allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("count", COUNTS[1:])
+@pytest.mark.parametrize("name", SEARCHES)
+def test_any_number_of_ranks_computes_the_same(outcomes, name, count):
+    alone, shared = outcomes[1][name], outcomes[count][name]
+    assert shared["policy"] == alone["policy"]
+    assert shared["account"] == alone["account"]
+    assert close(shared["curve"], alone["curve"])
+    # Its variances are averages of float32 values, 6e-8 of each, and the report has differences of their logarithms.
+    assert close(shared["report"], alone["report"], 1e-6 if name == "metamix" else TOLERANCE)
+    for parameter, value in alone["weights"].items():
+        scale = float(value.abs().max()) + TOLERANCE
+        assert float((shared["weights"][parameter] - value).abs().max()) <= TOLERANCE * scale, parameter
+
+
+def test_the_searches_did_train(outcomes):
+    fresh = dict(doubled("metamix", ALONE).model.named_parameters())
+    for name in ("metamix", "differentiable", "uniform-lsq"):
+        weights = outcomes[4][name]["weights"]
+        moved = [float((weights[key] - value.detach()).abs().max()) for key, value in fresh.items()]
+        assert max(moved) > 1e3 * TOLERANCE
+    assert len(outcomes[4]["hawq"]["report"]) > 20
+
+
+@pytest.mark.parametrize("count", COUNTS[1:])
+def test_ranks_share_a_batch_between_them(count):
+    train = load_dataset(DataSpec(dataset="digits", image_size=8, classes=10, augment="affine"), None).train
+    recipe = {"batch_size": 32, "micro_batch": 8, "augment": True, "device": torch.device("cpu"), "position": 3}
+    whole = Stream(train, 0, **recipe)
+    shares = [Stream(train, 0, **recipe, ranks=Ranks(rank, count)) for rank in range(count)]
+    for _ in range(14):  # over the end of an epoch
+        expected = list(whole.next())
+        found = [micro for share in shares for micro in share.next()]
+        assert [micro.place for micro in found] == [0, 1, 2, 3]
+        for here, there in zip(found, expected, strict=True):
+            assert torch.equal(here.images, there.images)
+            assert here.seed == there.seed
+
+
+def test_dropout_draws_alike_whichever_rank_a_micro_batch_is_in():
+    train = load_dataset(DataSpec(dataset="digits", image_size=8, classes=10), None).train
+    recipe = {"batch_size": 32, "micro_batch": 8, "augment": False, "device": torch.device("cpu")}
+
+    def masks(ranks: Ranks, steps: int = 3) -> dict[tuple[int, int, int], Tensor]:
+        """By step, pass over the batch and micro-batch; the first pass of a step and the second differ."""
+        torch.manual_seed(0)
+        stream, found = Stream(train, 0, **recipe, ranks=ranks), {}
+        for step in range(steps):
+            batch = stream.next()
+            for turn in range(2):
+                for micro in batch:
+                    found[step, turn, micro.place] = nn.functional.dropout(torch.ones(16), 0.5)
+        return found
+
+    whole = masks(ALONE)
+    shared = {key: mask for rank in range(4) for key, mask in masks(Ranks(rank, 4)).items()}
+    assert whole.keys() == shared.keys()
+    for key, mask in whole.items():
+        assert torch.equal(shared[key], mask), key
+    assert len({tuple(mask.tolist()) for mask in whole.values()}) == len(whole)
+
+
+def disagree(rank: int, folder: Path) -> None:
+    with joined(rank, 2, folder / "meeting", "cpu") as ranks:
+        try:
+            ranks.agree("their policy", ("ab" if rank else "cd") * 32)
+        except RanksDifferError as error:
+            (folder / str(rank)).write_text(str(error))
+
+
+def test_ranks_that_hold_different_policies_are_told(tmp_path):
+    for process in [start(disagree, rank, tmp_path) for rank in range(2)]:
+        process.join(120)
+        assert process.exitcode == 0
+    assert {(tmp_path / str(rank)).read_text() for rank in range(2)} == {
+        "the trial's 2 processes differ in their policy"
+    }
+
+
+SHARED = {
+    "recipe": {"optimizer": {"name": "adam", "lr": 0.001}, "batch_size": 16, "micro_batch": 8},
+    "pretraining": {
+        "epochs": 1,
+        "recipe": {"optimizer": {"name": "adam", "lr": 0.003}, "batch_size": 64, "micro_batch": 32},
+    },
+    "methods": ["metamix"],
+}
+
+
+def test_a_suite_s_trials_run_over_ranks_and_say_so(tmp_path):
+    suite = tiny_suite({"resources.workers_per_trial": 2}, **SHARED)
+    workspace = Workspace(tmp_path, "tiny", ranks=2)
+    assert not run_jobs(LocalEngine(suite.resources), jobs_of(plan(suite)), workspace, Silent())
+    (trial,) = plan(suite).trials
+    record = workspace.records.get(trial.id)
+    assert record is not None
+    assert record.status == "ok"
+    assert record.observed["ranks"] == 2
+    assert record.result["account"]["phases"][-1]["images"] % 16 == 0
+    assert trial.id == plan(tiny_suite(**SHARED)).trials[0].id  # ranks are no part of what is compared
+
+
+def test_ranks_must_divide_the_micro_batches():
+    with pytest.raises(SuiteError, match=r"workers_per_trial 4 does not divide the 2 micro-batches.*lower micro_batch"):
+        tiny_suite({"resources.workers_per_trial": 4}, **SHARED)
+
+
+def test_what_one_rank_cannot_read_is_what_the_job_is_lost_for(tmp_path, monkeypatch):
+    # Processes start afresh, so the harm is done on disk: the float start is damaged for whoever reads it.
+    suite = tiny_suite({"resources.workers_per_trial": 2}, **SHARED)
+    workspace = Workspace(tmp_path, "tiny", ranks=2)
+    first, job = jobs_of(plan(suite))
+    list(together(first, workspace))
+    workspace.start(first.spec.key).write_bytes(b"damaged")
+    *_, outcome = together(job, workspace)
+    assert isinstance(outcome, Outcome)
+    assert outcome.status == "lost"
+    assert "damaged (" in outcome.message
+    assert not list(Records(workspace.records.folder))
+
+
+def test_a_killed_rank_is_started_again_and_the_trial_ends_as_if_nothing_had_been(tmp_path):
+    suite = tiny_suite({"resources.workers_per_trial": 2}, **SHARED)
+    results = []
+    for harmed in (False, True):
+        workspace = Workspace(tmp_path / str(harmed), "tiny", ranks=2, checkpoint_seconds=0)
+        first, job = jobs_of(plan(suite))
+        list(together(first, workspace))
+        for step, _ in enumerate(together(job, workspace)):
+            if harmed and step == 4:
+                kill_a_rank()
+        results.append(comparable(workspace.records.folder))
+        (record,) = workspace.records
+        assert record.observed["restarts"] == int(harmed)
+    assert results[0] == results[1]
+
+
+def kill_a_rank() -> None:
+    """The younger of this process's spawned children: rank 1."""
+    import multiprocessing
+
+    children = [child for child in multiprocessing.active_children() if "SpawnProcess" in type(child).__name__]
+    max(children, key=lambda child: child.pid or 0).kill()
