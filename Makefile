@@ -6,7 +6,7 @@ DOWNLOAD := 3.3 GB
 DISK := 6.5 GB
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1 @/p' Makefile | tr @ '\t' | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1 @/p' Makefile | tr @ '\t' | expand -t 16
 
 quick: install ## compare the methods on digits, and report
 	$(BIN)/python runner.py --suite quick
@@ -16,6 +16,9 @@ smoke: install ## the same path through the code in a minute; its accuracies mea
 
 test: lint ## everything that has to hold: lint, types, tests
 	$(BIN)/pytest -q -ra -n 2 --dist worksteal
+
+test-all: lint ## the same with the long ones: every injected fault
+	$(BIN)/pytest -q -ra -n 2 --dist worksteal -m ''
 
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .
@@ -58,4 +61,4 @@ clean: ## remove .venv and the tools' caches; results in runs/ stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help quick smoke test lint install environment lock clean
+.PHONY: help quick smoke test test-all lint install environment lock clean

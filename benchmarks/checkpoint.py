@@ -6,6 +6,7 @@ import hashlib
 import io
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,30 +15,57 @@ from typing import Any
 import torch
 
 from benchmarks.record import write_atomic
+from benchmarks.stopping import StoppedError, asked
 
 SCHEMA = 1
 _DIGEST_BYTES = 32
+_DEAREST = 50
+"""Time between two saves over that of a save, at the least."""
 
 
 class CheckpointError(Exception):
     """A checkpoint that is truncated, altered, or of another trial or schema; the message names the file."""
 
 
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the last one is kept."""
+    return path.with_suffix(".previous.pt")
+
+
 def save_checkpoint(path: Path, trial_id: str, state: dict[str, Any]) -> None:
-    """Write `state` (tensors and plain values); whole or not at all."""
+    """Write `state` (tensors and plain values); whole or not at all. The one before stays beside it."""
     buffer = io.BytesIO()
     torch.save({"schema": SCHEMA, "trial": trial_id, "state": state}, buffer)
     body = buffer.getvalue()
+    with suppress(FileNotFoundError):
+        path.replace(previous(path))
     write_atomic(path, lambda file: (file.write(hashlib.sha256(body).digest()), file.write(body)))
 
 
 def load_checkpoint(path: Path, trial_id: str) -> dict[str, Any] | None:
-    """The state saved for a trial; None if there is none.
+    """The state saved for a trial, or the one before where the last cannot be trusted; None if there is none.
 
-    Raises CheckpointError if the file cannot be trusted.
+    Raises CheckpointError if there are files and none can be trusted.
     """
-    if not path.exists():
-        return None
+    found: CheckpointError | None = None
+    for file in (path, previous(path)):
+        if not file.exists():
+            continue
+        try:
+            return _load(file, trial_id)
+        except CheckpointError as error:
+            found = found or error
+    if found:
+        raise found
+    return None
+
+
+def discard_checkpoint(path: Path) -> None:
+    for file in (path, previous(path)):
+        file.unlink(missing_ok=True)
+
+
+def _load(path: Path, trial_id: str) -> dict[str, Any]:
     data = path.read_bytes()
     body = data[_DIGEST_BYTES:]
     if hashlib.sha256(body).digest() != data[:_DIGEST_BYTES]:
@@ -56,21 +84,36 @@ def load_checkpoint(path: Path, trial_id: str) -> dict[str, Any] | None:
 
 @dataclass
 class Saver:
-    """Calls `save` at most every `seconds`; 0 saves at every tick."""
+    """Calls `save` at most every `seconds`, and never for more than a fiftieth of the time; 0 saves at every tick.
+
+    Asked to stop, it saves and raises StoppedError.
+    """
 
     seconds: float
     save: Callable[[], None]
     last: float = field(default_factory=time.monotonic)
+    cost: float = 0.0
 
     def tick(self) -> None:
-        if time.monotonic() - self.last >= self.seconds:
+        stop = asked()
+        if stop or time.monotonic() - self.last >= self._wait:
+            begun = time.monotonic()
             self.save()
             self.last = time.monotonic()
+            self.cost = self.last - begun
+        if stop:
+            raise StoppedError
+
+    @property
+    def _wait(self) -> float:
+        return max(self.seconds, _DEAREST * self.cost) if self.seconds else 0.0
 
 
 def save_network(path: Path, state: dict[str, torch.Tensor]) -> None:
-    """A network's state dict, whole or not at all."""
-    write_atomic(path, lambda file: torch.save(state, file))
+    """A network's state dict, whole or not at all. Raises OSError where there is no room."""
+    buffer = io.BytesIO()  # on a full disk torch itself would raise a RuntimeError
+    torch.save(state, buffer)
+    write_atomic(path, lambda file: file.write(buffer.getvalue()))
 
 
 def load_network(path: Path) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from benchmarks.checkpoint import (
     Saver,
+    discard_checkpoint,
     load_checkpoint,
     load_network,
     network_digest,
@@ -88,7 +89,7 @@ def _make(spec: StartSpec, workspace: Workspace, data: Dataset, ranks: Ranks) ->
     state[_TEST_ACCURACY] = torch.tensor(score.accuracy, dtype=torch.float64)
     state[_SECONDS] = torch.tensor(time.monotonic() - begun, dtype=torch.float64)
     save_network(workspace.start(spec.key), state)
-    workspace.checkpoint(spec.key).unlink(missing_ok=True)
+    discard_checkpoint(workspace.checkpoint(spec.key))
 
 
 def _train(spec: StartSpec, workspace: Workspace, data: Dataset, model: nn.Module, ranks: Ranks) -> Iterator[Progress]:

@@ -22,7 +22,15 @@ import torch
 from torch import nn
 
 from benchmarks.audit import audit_codes
-from benchmarks.checkpoint import CheckpointError, Saver, load_checkpoint, network_digest, save_checkpoint, save_network
+from benchmarks.checkpoint import (
+    CheckpointError,
+    Saver,
+    discard_checkpoint,
+    load_checkpoint,
+    network_digest,
+    save_checkpoint,
+    save_network,
+)
 from benchmarks.compute import Account, ForwardMeter
 from benchmarks.data.folders import DataError
 from benchmarks.data.stream import stream_seed
@@ -62,6 +70,14 @@ INFRASTRUCTURE = (
     RanksDifferError,
 )
 """What says nothing about a method: the trial is lost, leaves no record, and runs again next time."""
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error is the machine's want of memory; on CPUs torch has only a RuntimeError for that."""
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
+
+
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "bad_alloc")
 
 
 class CeilingExceededError(Exception):
@@ -140,6 +156,8 @@ def run(spec: TrialSpec, workspace: Workspace, ranks: Ranks = ALONE) -> Generato
     except INFRASTRUCTURE:
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         if ranks.rank:
             raise RanksDifferError(
                 f"rank {ranks.rank}: {error}"
@@ -163,7 +181,7 @@ def run(spec: TrialSpec, workspace: Workspace, ranks: Ranks = ALONE) -> Generato
     }
     record = Record(spec.id, spec.model_dump(mode="json"), result, observed)
     workspace.records.put(record)
-    workspace.checkpoint(spec.id).unlink(missing_ok=True)
+    discard_checkpoint(workspace.checkpoint(spec.id))
 
 
 def _search(trial: _Trial) -> Iterator[Progress]:

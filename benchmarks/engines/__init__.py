@@ -110,7 +110,9 @@ def work(job: Job, workspace: Workspace, ranks: Ranks | None = None) -> Iterator
         else:
             configure_torch(workspace.threads, workspace.device)
             yield from float_start(job.spec, workspace, workspace.load_data(job.spec.data), ranks)
-    except (*trial.INFRASTRUCTURE, DivergedError) as error:
+    except (*trial.INFRASTRUCTURE, DivergedError, RuntimeError) as error:
+        if type(error) is RuntimeError and not trial.out_of_memory(error):
+            raise
         yield Outcome("lost", str(error) or traceback.format_exc())
         return
     yield Outcome("done")

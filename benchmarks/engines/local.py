@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from benchmarks.engines import Job, Observer, Outcome, execute
 from benchmarks.environment import require_compiler
+from benchmarks.stopping import heeded
 from benchmarks.suite import Resources
 from benchmarks.workspace import Workspace
 
@@ -23,9 +24,10 @@ class LocalEngine:
         workspace = replace(workspace, gpu=self.resources.gpus > 0 and torch.cuda.is_available())
         if workspace.compile:
             require_compiler(workspace.device)
-        for job in jobs:
-            for event in execute(job, workspace):
-                if isinstance(event, Outcome):
-                    observer.ended(job, event)
-                else:
-                    observer.progress(job, [event])
+        with heeded():
+            for job in jobs:
+                for event in execute(job, workspace):
+                    if isinstance(event, Outcome):
+                        observer.ended(job, event)
+                    else:
+                        observer.progress(job, [event])

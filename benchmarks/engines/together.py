@@ -7,6 +7,7 @@ import multiprocessing
 import signal
 import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.engines import Job, Outcome, work
 from benchmarks.ranks import GONE, joined
+from benchmarks.stopping import StoppedError, asked, heeded
 from benchmarks.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ RESTARTS = 3
 """How often a job goes on from its checkpoint after a process of its own has died."""
 
 _POLL_SECONDS = 0.2
+_NOTICE_SECONDS = 25.0
+"""What is left of a scheduler's usual 30 seconds for the ranks to end by themselves."""
+
 _PARENT_DIED = 1  # PR_SET_PDEATHSIG of prctl(2)
 _DIED = "one of its processes died"
 
@@ -62,6 +67,8 @@ def _watch(ranks: Sequence[BaseProcess], events: Any) -> Generator[Progress, Non
     """
     last_words: list[Outcome] = []
     while True:
+        if asked():
+            _stop(ranks[0])
         try:
             rank, event = events.get(timeout=_POLL_SECONDS)
         except Empty:
@@ -80,6 +87,13 @@ def _watch(ranks: Sequence[BaseProcess], events: Any) -> Generator[Progress, Non
             last_words.insert(0, event)
 
 
+def _stop(first: BaseProcess) -> None:
+    """Have the first rank save the trial, for all of them."""
+    first.terminate()
+    first.join(_NOTICE_SECONDS)
+    raise StoppedError
+
+
 def _ending(process: BaseProcess) -> str:
     code = process.exitcode or 0
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
@@ -93,7 +107,13 @@ def _rank(rank: int, job: Mapping[str, Any], settings: Mapping[str, Any], meetin
     workspace = Workspace(**settings)
     if workspace.gpu:
         torch.cuda.set_device(rank % torch.cuda.device_count())
-    with joined(rank, workspace.ranks, Path(meeting), workspace.device) as ranks:
+    with ExitStack() as stack:
+        if rank == 0:  # it saves for all; the parent ends the others
+            stack.enter_context(suppress(StoppedError))
+            stack.enter_context(heeded())
+        else:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        ranks = stack.enter_context(joined(rank, workspace.ranks, Path(meeting), workspace.device))
         for event in work(Job.from_dict(dict(job)), workspace, ranks):
             if rank == 0 or (isinstance(event, Outcome) and event.status == "lost"):
                 events.put((rank, event))

@@ -1,0 +1,265 @@
+"""Faults injected for real. After each, the same command gives the same `spec` and `result`, and no record is lost."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.checkpoint import previous
+from benchmarks.engines import Job, Outcome, jobs_of, run_jobs
+from benchmarks.engines.local import LocalEngine
+from benchmarks.record import Records
+from benchmarks.suite import plan
+from benchmarks.workspace import Workspace
+from tests.harness import (
+    ROOT,
+    Silent,
+    cli,
+    comparable,
+    copy_float_starts,
+    finished,
+    run_with_ray,
+    start,
+    tiny_suite,
+    write_suite,
+)
+
+DEADLINE_SECONDS = 300.0
+METHOD = "metamix"
+"""Its search has two phases with two optimizers, and its weights go on into fine-tuning: most that can be lost."""
+
+
+class Noted(Silent):
+    """Lost jobs leave their message in a file beside the ticks."""
+
+    def ended(self, job: Job, outcome: Outcome) -> None:
+        if outcome.status == "lost" and self.ticks:
+            with self.ticks.with_suffix(".lost").open("a") as file:
+                file.write(f"{job.label}: {outcome.message}\n")
+
+
+def work(out: Path, ticks: Path, seconds: float, ranks: int = 1, spare: int | None = None) -> None:
+    """One trial, saved every so many seconds. spare: bytes of memory that it may take beyond what it has by now."""
+    if spare is not None:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + spare, used + spare))
+    suite = suite_of(ranks)
+    workspace = Workspace(out, "tiny", checkpoint_seconds=seconds, ranks=ranks)
+    run_jobs(LocalEngine(suite.resources), jobs_of(plan(suite)), workspace, Noted(ticks))
+
+
+def suite_of(ranks: int = 1) -> Any:
+    if ranks == 1:
+        return tiny_suite(methods=[METHOD])
+    shared = {"optimizer": {"name": "adam", "lr": 0.001}, "batch_size": 8, "micro_batch": 4}
+    pretraining = {"epochs": 1, "recipe": {**shared, "batch_size": 64, "micro_batch": 32}}
+    return tiny_suite({"resources.workers_per_trial": ranks}, methods=[METHOD], recipe=shared, pretraining=pretraining)
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def wait_for(process: BaseProcess, reached: Callable[[], bool]) -> None:
+    until = time.monotonic() + DEADLINE_SECONDS
+    while not reached():
+        assert process.is_alive(), f"ended too soon, with {process.exitcode}"
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def run(*arguments: Any) -> None:
+    process = start(work, *arguments)
+    process.join(DEADLINE_SECONDS)
+    assert process.exitcode == 0
+
+
+def same_as_undisturbed(out: Path) -> bool:
+    expected = comparable(finished().out / "tiny" / "records")[f"{METHOD} 0"]
+    return comparable(out / "tiny" / "records") == {f"{METHOD} 0": expected}
+
+
+def restarts(out: Path) -> int:
+    (record,) = Records(out / "tiny" / "records")
+    count: int = record.observed["restarts"]
+    return count
+
+
+def steps(out: Path) -> int:
+    """Steps that a trial needs, of search and fine-tuning."""
+    (record,) = Records(out / "tiny" / "records")
+    return sum(phase["steps"] for phase in record.result["account"]["phases"])
+
+
+@pytest.mark.parametrize("step", [2, 9])  # of 14: during its search, and after it
+def test_sigterm_has_a_trial_save_itself(tmp_path, step):
+    out, ticks = copy_float_starts(tmp_path), tmp_path / "ticks"
+    process = start(work, out, ticks, 1e9)  # without the signal it would not save at all
+    wait_for(process, lambda: size(ticks) >= step)
+    os.kill(process.pid or 0, signal.SIGTERM)
+    process.join(30)
+    assert process.exitcode not in (0, None, -signal.SIGTERM)
+    run(out, ticks, 1e9)
+    assert same_as_undisturbed(out)
+    assert restarts(out) == 1
+    assert size(ticks) == steps(out) - 1  # the step after which it saved itself was not told, and not taken again
+
+
+def test_sigterm_to_the_command_is_answered_with_what_to_do(tmp_path):
+    out, suite = copy_float_starts(tmp_path), write_suite(tmp_path, methods=[METHOD])
+    command = [sys.executable, "runner.py", "--suite", str(suite), "--engine", "local", "--out", str(out)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    until = time.monotonic() + DEADLINE_SECONDS
+    while not (out / "locks").exists() or len(list((out / "locks").glob("*.lock"))) < 2:  # a trial has begun
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command again" in said
+    assert cli("--suite", suite, "--engine", "local", "--out", out).code == 0
+    assert same_as_undisturbed(out)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: size(path) // 2])
+
+
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path):
+    out, ticks = copy_float_starts(tmp_path), tmp_path / "ticks"
+    (trial,) = plan(suite_of()).trials
+    checkpoint = Workspace(out, "tiny").checkpoint(trial.id)
+    process = start(work, out, ticks, 0)
+    wait_for(process, lambda: size(ticks) >= 10)
+    process.kill()
+    process.join()
+    cut(checkpoint)
+    assert previous(checkpoint).exists()
+    run(out, ticks, 0)
+    assert same_as_undisturbed(out)
+    assert restarts(out) == 1
+    assert size(ticks) <= steps(out) + 2  # of the steps that were told, two at most were taken again
+    assert not list(checkpoint.parent.glob("*.pt"))
+
+
+def test_where_no_checkpoint_can_be_trusted_the_trial_says_so(tmp_path):
+    out, ticks = copy_float_starts(tmp_path), tmp_path / "ticks"
+    (trial,) = plan(suite_of()).trials
+    checkpoint = Workspace(out, "tiny").checkpoint(trial.id)
+    process = start(work, out, ticks, 0)
+    wait_for(process, lambda: size(ticks) >= 5)
+    process.kill()
+    process.join()
+    cut(checkpoint)
+    cut(previous(checkpoint))
+    run(out, ticks, 0)
+    assert "truncated or altered; delete it and run again" in ticks.with_suffix(".lost").read_text()
+    checkpoint.unlink()
+    previous(checkpoint).unlink()
+    run(out, ticks, 0)
+    assert same_as_undisturbed(out)
+
+
+@pytest.mark.parametrize("spare_megabytes", [1, 24])
+def test_want_of_memory_is_no_fault_of_the_method(tmp_path, spare_megabytes):
+    out, ticks = copy_float_starts(tmp_path), tmp_path / "ticks"
+    process = start(work, out, ticks, 0, 1, spare_megabytes * 2**20)
+    process.join(DEADLINE_SECONDS)
+    assert list(Records(out / "tiny" / "records")) == []  # no record that calls the method failed
+    run(out, ticks, 0)
+    assert same_as_undisturbed(out)
+
+
+@pytest.mark.skipif(subprocess.call(["unshare", "-rm", "true"]) != 0, reason="no mounts allowed here")
+def test_a_full_disk_costs_nothing_but_the_time(tmp_path):
+    """The output folder is a file system of its own that fills up, and is then given room."""
+    suite, place = write_suite(tmp_path, methods=[METHOD]), tmp_path / "small"
+    place.mkdir()
+    command = f"{sys.executable} runner.py --suite {suite} --engine local --out {place}/out"
+    script = f"""
+    mount -t tmpfs -o size=600k tmpfs {place}
+    {command} > {tmp_path}/first 2>&1
+    echo $? > {tmp_path}/code
+    mount -o remount,size=64m {place}
+    {command} > {tmp_path}/second 2>&1 || exit 1
+    cp -r {place}/out/tiny {tmp_path}/kept
+    """
+    done = subprocess.run(["unshare", "-rm", "bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr + (tmp_path / "second").read_text()
+    assert int((tmp_path / "code").read_text()) == 1
+    assert "No space left" in (tmp_path / "first").read_text()
+    kept = tmp_path / "out" / "tiny"
+    kept.parent.mkdir()
+    shutil.copytree(tmp_path / "kept", kept)
+    assert same_as_undisturbed(tmp_path / "out")
+
+
+def test_one_method_s_nan_is_its_own_failure_and_the_others_go_on(tmp_path):
+    steep = {"name": "uniform-lsq", "label": "steep", "settings": {"recipe.optimizer.lr": 1e30}}
+    suite = write_suite(tmp_path, methods=[steep, METHOD])
+    ran = cli("--suite", suite, "--engine", "local", "--out", copy_float_starts(tmp_path))
+    assert ran.code == 1
+    found = {record.spec["method"]["name"]: record for record in Records(tmp_path / "out" / "tiny" / "records")}
+    assert found["uniform-lsq"].status == "failed"
+    assert "finetune step" in found["uniform-lsq"].result["reason"]["message"]
+    assert found[METHOD].status == "ok"
+
+
+def ray_workers(driver: int) -> Sequence[int]:
+    """Processes of Ray's actors that belong to a driver, by their command lines."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
+    parents = {int(pid): int(parent) for pid, parent, *_ in rows}
+
+    def belongs(pid: int) -> bool:
+        while pid > 1:
+            if pid == driver:
+                return True
+            pid = parents.get(pid, 0)
+        return False
+
+    return [int(pid) for pid, _, *command in rows if command and "Trainable" in command[0] and belongs(int(pid))]
+
+
+@pytest.mark.complete
+def test_a_killed_ray_worker_is_replaced(tmp_path):
+    out = copy_float_starts(tmp_path)
+    process = start(run_with_ray, finished().suite, out, "--methods", "hawq,metamix")
+    wait_for(process, lambda: bool(ray_workers(process.pid or 0)))
+    time.sleep(2)
+    for worker in ray_workers(process.pid or 0)[:1]:
+        os.kill(worker, signal.SIGKILL)
+    process.join(DEADLINE_SECONDS)
+    assert process.exitcode == 0, (tmp_path / "log").read_text()
+    reference = comparable(finished().out / "tiny" / "records")
+    assert comparable(out / "tiny" / "records") == {name: reference[name] for name in ("hawq 0", "metamix 0")}
+
+
+@pytest.mark.complete
+@pytest.mark.parametrize("victim", ["parent", "both"])
+def test_a_trial_over_ranks_outlives_its_processes(tmp_path, victim):
+    undisturbed, out, ticks = tmp_path / "undisturbed", tmp_path / "out", tmp_path / "ticks"
+    run(undisturbed, tmp_path / "unseen", 0, 2)
+    process = start(work, out, ticks, 0, 2)
+    wait_for(process, lambda: size(ticks) >= 30)  # 15 of pretraining
+    if victim == "parent":
+        process.kill()
+    else:
+        os.kill(process.pid or 0, signal.SIGTERM)
+    process.join(60)
+    time.sleep(1.0)  # its ranks end with it, and write nothing any more
+    before = size(ticks)
+    run(out, ticks, 0, 2)
+    assert size(ticks) > before
+    assert comparable(out / "tiny" / "records") == comparable(undisturbed / "tiny" / "records")
