@@ -49,6 +49,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for script
 EngineOption = Annotated[str, typer.Option("--engine", help="ray, or local (this process).")]
 AddressOption = Annotated[str | None, typer.Option("--address", help="Join the Ray cluster at this address.")]
 TrackingOption = Annotated[str | None, typer.Option("--tracking-uri", help="MLflow server to log to.")]
+WeightsOption = Annotated[
+    Path | None, typer.Option("--weights", help="Folder of torchvision's weights files; else they are downloaded.")
+]
 BadImagesOption = Annotated[
     int, typer.Option("--allow-bad-images", min=0, help="Leave out so many images that cannot be read.")
 ]
@@ -70,6 +73,7 @@ def run(
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
     retry: RetryOption = None,
     tracking_uri: TrackingOption = None,
+    weights: WeightsOption = None,
     bad_images: BadImagesOption = 0,
 ) -> None:
     """Run a suite and report; what is done already is not done again."""
@@ -78,7 +82,16 @@ def run(
     if retry not in (None, "failed"):
         raise SuiteError(unknown("value of --retry", str(retry), ["failed"]))
     session = open_session(
-        suite, out, data, methods, models, seeds, overrides, engine=engine, allow_bad_images=bad_images
+        suite,
+        out,
+        data,
+        methods,
+        models,
+        seeds,
+        overrides,
+        engine=engine,
+        weights=weights and weights.resolve(),
+        allow_bad_images=bad_images,
     )
     check_writable(out)
     for warning in session.plan.warnings:
@@ -420,13 +433,16 @@ def trial(
     data: DataOption = None,
     out: OutOption = DEFAULT_OUT,
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
+    weights: WeightsOption = None,
     bad_images: BadImagesOption = 0,
 ) -> None:
     """Run one trial in this process: for job arrays without Ray."""
     from benchmarks.engines.local import LocalEngine
     from benchmarks.progress import View
 
-    session = open_session(suite, out, data, overrides=overrides, allow_bad_images=bad_images)
+    session = open_session(
+        suite, out, data, overrides=overrides, weights=weights and weights.resolve(), allow_bad_images=bad_images
+    )
     chosen = session.find(trial_id)
     check_writable(out)
     job = next(job for job in session.jobs if job.key == chosen.id)

@@ -17,7 +17,7 @@ import torch
 from benchmarks.record import write_atomic
 from benchmarks.stopping import StoppedError, asked
 
-SCHEMA = 1
+SCHEMA = 2
 _DIGEST_BYTES = 32
 _DEAREST = 50
 """Time between two saves over that of a save, at the least."""

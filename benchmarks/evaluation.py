@@ -14,15 +14,18 @@ from benchmarks.data import Split
 from benchmarks.data.loading import Request, fetched
 
 RECALIBRATION_IMAGES = 4096
+TOP5_CLASSES = 100
+"""With fewer, five guesses are too many to mean much."""
 _BATCH = 200
 
 
 class Score(NamedTuple):
-    """Top-1 accuracy in 0..1 and mean cross-entropy over `images` images."""
+    """Top-1 accuracy in 0..1 and mean cross-entropy over `images` images; top5 is None below TOP5_CLASSES classes."""
 
     accuracy: float
     loss: float
     images: int
+    top5: float | None = None
 
 
 @torch.no_grad()
@@ -55,13 +58,16 @@ def evaluate(model: nn.Module, split: Split, device: torch.device, loaders: int 
     """Accuracy and loss in eval mode, un-augmented."""
     was_training = model.training
     model.eval()
-    correct, loss = 0, 0.0
+    correct, among_five, loss = 0, 0, 0.0
     for images, labels in fetched(split, _in_order(len(split)), loaders=loaders, device=device):
         logits = model(images).float()
         correct += int((logits.argmax(1) == labels).sum())
+        if logits.shape[1] >= TOP5_CLASSES:
+            among_five += int((logits.topk(5).indices == labels[:, None]).sum())
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
     model.train(was_training)
-    return Score(correct / len(split), loss / len(split), len(split))
+    top5 = among_five / len(split) if logits.shape[1] >= TOP5_CLASSES else None
+    return Score(correct / len(split), loss / len(split), len(split), top5)
 
 
 def _in_order(count: int) -> Iterator[Request]:

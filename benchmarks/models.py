@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -28,8 +31,11 @@ def build_model(spec: ModelSpec, data: DataSpec) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
-def published_weights(spec: ModelSpec, data: DataSpec) -> dict[str, torch.Tensor]:
-    """The state dict of a torchvision weights enum. Raises SuiteError if it is unknown, absent or does not fit."""
+def published_weights(spec: ModelSpec, data: DataSpec, folder: Path | None = None) -> dict[str, torch.Tensor]:
+    """The state dict of a torchvision weights enum, from a folder of its files or, with None, from torch's own cache.
+
+    What is not in the cache is downloaded. Raises SuiteError if it is unknown, absent, damaged or does not fit.
+    """
     assert spec.weights is not None
     if spec.name not in _BUILDERS:
         raise SuiteError(f"{spec.name} has no published weights here; train from scratch with --set weights=none")
@@ -41,16 +47,42 @@ def published_weights(spec: ModelSpec, data: DataSpec) -> dict[str, torch.Tensor
             f"{spec.weights} fits {spec.name} at width 1 with 1000 classes, not width {spec.width:g} with "
             f"{data.classes} classes; train from scratch with --set weights=none"
         )
-    weights = enum[spec.weights]
+    file = weights_file(spec, folder)
+    url = enum[spec.weights].url
+    if not file.exists():
+        if folder is not None:
+            raise SuiteError(f"no {file.name} in {folder}; download {url} to it, or leave out --weights")
+        _download(url, file, f"{spec.name} {spec.weights}")
+    if not sha256_of(file).startswith(file.stem.rpartition("-")[2]):
+        raise SuiteError(f"{file} is damaged: its SHA-256 is not the one in its name; delete it and fetch {url} again")
     try:
-        state: dict[str, torch.Tensor] = weights.get_state_dict(progress=False, check_hash=True)
-    except OSError as error:
-        folder = torch.hub.get_dir()
-        raise SuiteError(
-            f"cannot fetch {spec.name} {spec.weights} ({error}); download {weights.url} to {folder}/checkpoints, "
-            "or train from scratch with --set weights=none"
-        ) from error
+        state: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise SuiteError(f"{file} holds more than weights and is not opened; fetch {url} again") from error
     return state
+
+
+def weights_file(spec: ModelSpec, folder: Path | None) -> Path:
+    """Where a torchvision weights enum is, or has to be: named as torchvision names it, with its digest's beginning."""
+    assert spec.weights is not None
+    url: str = zoo.get_model_weights(spec.name)[spec.weights].url
+    return (folder or Path(torch.hub.get_dir(), "checkpoints")) / url.rpartition("/")[2]
+
+
+def _download(url: str, file: Path, what: str) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), file.stem.rpartition("-")[2], progress=False)
+    except (OSError, RuntimeError) as error:  # the latter: what came has another digest
+        raise SuiteError(
+            f"cannot fetch {what} ({error}); download {url} elsewhere and name its folder with --weights, or train "
+            "from scratch with --set weights=none"
+        ) from error
+
+
+def sha256_of(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def measure_ledger(spec: ModelSpec, data: DataSpec) -> Ledger:
@@ -98,9 +130,18 @@ def _resnet18(spec: ModelSpec, classes: int) -> nn.Module:
     return network
 
 
+def _resnet101(spec: ModelSpec, classes: int) -> nn.Module:
+    """A teacher: at its own width, for images of ImageNet's size."""
+    if spec.width != 1.0 or spec.form != "imagenet":
+        raise SuiteError("resnet101 is a teacher, at width 1 and form imagenet")
+    network: nn.Module = zoo.resnet101(num_classes=classes)
+    return network
+
+
 _BUILDERS = {
     "mobilenet_v2": _mobilenet,
     "mobilenet_v3_small": _mobilenet,
     "mobilenet_v3_large": _mobilenet,
     "resnet18": _resnet18,
+    "resnet101": _resnet101,
 }

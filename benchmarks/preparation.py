@@ -34,6 +34,11 @@ class Preparation:
             raise SuiteError(
                 f"--archives, --cache and --to are for folders of image files, not for {self.data.dataset}"
             )
+        if self.data.dataset.startswith("cifar"):
+            from benchmarks.data.cifar import fetch_cifar
+
+            fetch_cifar(self.data.dataset, given or default_folder(self.data.dataset))
+            return given
         folder = find_folder(self.data.dataset, given)
         if isinstance(self.data, ProceduralSpec):
             assert folder is not None

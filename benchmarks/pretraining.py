@@ -77,7 +77,7 @@ def _make(spec: StartSpec, workspace: Workspace, data: Dataset, ranks: Ranks) ->
     torch.manual_seed(stream_seed(spec.seed, "pretrain/init"))
     model = build_model(spec.model, spec.data).to(device)
     if spec.pretraining is None:
-        model.load_state_dict(published_weights(spec.model, spec.data))
+        model.load_state_dict(published_weights(spec.model, spec.data, workspace.weights))
     else:
         yield from _train(spec, workspace, data, model, ranks)
     if ranks.rank:

@@ -49,8 +49,10 @@ def _one_of(own: tuple[str, ...], group: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-ModelName = Annotated[str, _one_of(("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "resnet18"), MODELS)]
-DatasetName = Annotated[str, _one_of(("digits", "imagefolder", "procedural"), DATASETS)]
+ModelName = Annotated[
+    str, _one_of(("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "resnet18", "resnet101"), MODELS)
+]
+DatasetName = Annotated[str, _one_of(("digits", "cifar10", "cifar100", "imagefolder", "procedural"), DATASETS)]
 
 
 class ModelSpec(Config):
@@ -70,6 +72,7 @@ class DataSpec(Config):
     """Dataset and image pipeline.
 
     short_side: use copies of image files brought to this short side, in pixels, which `prepare --cache` makes.
+    share: train on this part of the training images alone, the same for every seed.
     """
 
     dataset: DatasetName
@@ -77,11 +80,12 @@ class DataSpec(Config):
     classes: int = Field(ge=2)
     augment: Literal["none", "affine", "crop-flip", "randaugment"] = "none"
     short_side: int | None = Field(None, ge=16, exclude_if=lambda side: side is None)
+    share: float | None = Field(None, gt=0, lt=1, exclude_if=lambda share: share is None)
 
     @model_validator(mode="after")
     def _applies(self) -> Self:
-        if self.dataset != "imagefolder" and self.short_side is not None:
-            raise ValueError(f"short_side is for folders of image files, not for {self.dataset}")
+        if self.dataset != "imagefolder" and (self.short_side or self.share):
+            raise ValueError(f"short_side and share are for folders of image files, not for {self.dataset}")
         if self.dataset == "digits" and self.augment == "randaugment":
             raise ValueError("randaugment is for photographs, not for digits; it has affine")
         return self
@@ -181,7 +185,8 @@ class Recipe(Config):
     """How weights are trained, alike for every method.
 
     step_lr_scale: learning rate of quantizer steps over that of weights. activation_first: share of the fine-tuning
-    with quantized activations and float weights.
+    with quantized activations and float weights. validate_epochs: score validation whenever so many recipe epochs of
+    fine-tuning are done, for the best epoch, which stands beside the last one and is never ranked.
     """
 
     optimizer: OptimizerSpec
@@ -192,6 +197,7 @@ class Recipe(Config):
     activation_first: float = Field(0.0, ge=0, lt=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     max_norm: float | None = Field(None, gt=0)
+    validate_epochs: float | None = Field(None, gt=0, exclude_if=lambda epochs: epochs is None)
     precision: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")

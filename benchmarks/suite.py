@@ -161,6 +161,8 @@ class Suite(Config):
         same = [(entry.name, canonical_json([options_of(entry), entry.settings])) for entry in self.methods]
         if len(set(same)) != len(same):
             raise ValueError("two rows have the same method with the same options; drop one, or use draws")
+        if any(model.name == "resnet101" for model in self.models):
+            raise ValueError("models: resnet101 is a teacher; name it under teacher")
         for ceiling in self.ceilings:
             if isinstance(ceiling, str) and not _UNIFORM.fullmatch(ceiling):
                 raise ValueError(f"ceiling {ceiling!r}: write uniform:w4a4, a number of BOPs, or one per model")

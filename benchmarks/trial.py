@@ -250,7 +250,7 @@ def _finetune(trial: _Trial) -> Generator[Progress, None, nn.Module]:
     if saved:
         policy = None if saved["policy"] is None else Policy.from_dict(saved["policy"])
         trial.searched = Searched(policy, None, saved["search"])
-        trial.stopped, trial.curves["search"] = saved["stopped"], saved["search_curve"]
+        trial.stopped, trial.curves = saved["stopped"], saved["curves"]
     assert trial.searched is not None
     problem = _finetuning_problem(trial, trial.searched)
     if trial.workspace.compile:
@@ -270,12 +270,37 @@ def _finetune(trial: _Trial) -> Generator[Progress, None, nn.Module]:
     saver = Saver(trial.save_seconds, lambda: _save(trial, "finetune", problem.model, loop))
     with trial.timed("finetune"):
         for progress in loop.run():
+            if _validates(spec, progress.step, trial.setting.epoch_steps):
+                _validate(trial, problem.model, progress.step)
             saver.tick()
             yield progress
     trial.ranks.agree("the weights", network_digest(dict(problem.model.named_parameters())))
     trial.curves["finetune"] = loop.curve
     trial.phase_seconds |= loop.seconds
     return problem.model
+
+
+def _validates(spec: TrialSpec, step: int, epoch_steps: int) -> bool:
+    """Whether another `validate_epochs` of fine-tuning are done with this step."""
+    every = spec.recipe.validate_epochs
+    return every is not None and int(step / (every * epoch_steps)) > int((step - 1) / (every * epoch_steps))
+
+
+def _validate(trial: _Trial, model: nn.Module, step: int) -> None:
+    """Score validation as at the end, with batch norm recalibrated, and take all back that this changed."""
+    if trial.ranks.rank:
+        return
+    assert trial.account is not None
+    data, device, loaders = trial.setting.data, trial.setting.device, trial.workspace.loaders
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    forward = sum(layer.macs for layer in trial.ledger)
+    trial.account.show("recalibration", recalibrate_bn(model, data.train, device, loaders), forward)
+    score = evaluate(model, data.validation, device, loaders)
+    trial.account.show("evaluation", score.images, forward)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(before[name])
+    row = {"step": step, "accuracy": score.accuracy, "loss": score.loss}
+    trial.curves.setdefault("validation", []).append(row)
 
 
 def _all_bits(trial: _Trial) -> dict[str, LayerBits] | None:
@@ -316,7 +341,7 @@ def _save(trial: _Trial, stage: str, model: nn.Module, loop: Loop) -> None:
             "policy": None if policy is None else policy.to_dict(),
             "search": dict(trial.searched.report),
             "stopped": trial.stopped,
-            "search_curve": trial.curves["search"],
+            "curves": trial.curves,
         }
     save_checkpoint(trial.workspace.checkpoint(trial.spec.id), trial.spec.id, state)
 
@@ -344,7 +369,7 @@ def _examine(trial: _Trial, model: nn.Module) -> dict[str, Any]:
         "cost": None
         if policy is None or spec.ceiling_bops is None
         else cost_of(trial.ledger, policy, spec.ceiling_bops),
-        "metrics": _metrics(validation, test, trial.start),
+        "metrics": {**_metrics(validation, test, trial.start), **_best(trial)},
         "search": dict(trial.searched.report),
         "audit": audit,
         "network_digest": network_digest(state),
@@ -370,7 +395,16 @@ def _metrics(validation: Score, test: Score, start: Start) -> dict[str, Any]:
         "validation_loss": validation.loss,
         "validation_images": validation.images,
         "start_test_accuracy": start.test_accuracy,
+        **({} if test.top5 is None else {"test_top5_accuracy": test.top5, "validation_top5_accuracy": validation.top5}),
     }
+
+
+def _best(trial: _Trial) -> dict[str, Any]:
+    """The best of what was scored on the way, the first of equals; it ranks nothing."""
+    if "validation" not in trial.curves:
+        return {}
+    best = max(trial.curves["validation"], key=lambda row: row["accuracy"])
+    return {"best_validation_accuracy": best["accuracy"], "best_validation_step": best["step"]}
 
 
 def _outcome(status: Status, error: Exception | None, trial: _Trial) -> dict[str, Any]:

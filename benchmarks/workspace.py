@@ -34,6 +34,7 @@ class Workspace:
     """One suite's folder in an output folder, and how trials run in it; nothing here changes a result.
 
     out: the output folder. suite: the suite's name. data: folder of the dataset's files, if it has any.
+    weights: folder of torchvision's weights files; None: torch's own cache, into which they are downloaded.
     gpu: whether trials run on a GPU. compile: whether fine-tuning runs through torch.compile.
     loaders: processes per trial that load images ahead of their use. ranks: processes that train a trial together.
     allow_bad_images: how many image files that cannot be read may be left out.
@@ -43,6 +44,7 @@ class Workspace:
     out: Path
     suite: str
     data: Path | None = None
+    weights: Path | None = None
     engine: str = "local"
     threads: int = 1
     gpu: bool = False

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import pickle
+from enum import Enum
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,14 +25,19 @@ from benchmarks.checkpoint import (
     save_checkpoint,
     save_network,
 )
+from benchmarks.engines import jobs_of, run_jobs
+from benchmarks.engines.local import LocalEngine
 from benchmarks.environment import describe
 from benchmarks.evaluation import evaluate, recalibrate_bn
 from benchmarks.messages import SuiteError
-from benchmarks.models import build_model, published_weights
+from benchmarks.models import build_model, published_weights, weights_file
 from benchmarks.spec import DataSpec, ModelSpec
+from benchmarks.suite import plan
+from benchmarks.workspace import Workspace
 from methods.quantization.cost import uniform_bits, with_pins
 from methods.quantization.modules import apply_policy, quant_layers
-from tests.problems import differing, make_problem, split
+from tests.harness import Silent, copy_float_starts, tiny_suite
+from tests.problems import MemorySplit, differing, make_problem, split
 
 CPU = torch.device("cpu")
 SMALL = DataSpec(dataset="digits", image_size=8, classes=10)
@@ -186,7 +196,7 @@ def test_an_altered_or_truncated_checkpoint_is_refused(place, tmp_path):
 
 def test_another_trials_checkpoint_is_refused(tmp_path):
     save_checkpoint(tmp_path / "c.pt", "id", {})
-    with pytest.raises(CheckpointError, match="of trial id, expected schema 1 of trial other"):
+    with pytest.raises(CheckpointError, match="of trial id, expected schema 2 of trial other"):
         load_checkpoint(tmp_path / "c.pt", "other")
 
 
@@ -238,6 +248,108 @@ def test_published_weights_must_be_known_and_fit():
         published_weights(ModelSpec(name="resnet18", weights="V9"), imagenet)
     with pytest.raises(SuiteError, match="weights=none"):
         published_weights(ModelSpec(name="resnet18", weights="IMAGENET1K_V1"), SMALL)
+
+
+class OneWeight(Enum):
+    """Stands in for torchvision's enum of a network's weights: two classes' worth of a linear layer."""
+
+    IMAGENET1K_V1 = "https://download.example/tiny-{}.pth"
+
+    @property
+    def url(self) -> str:
+        return self.value.format(OneWeight.digest)
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """A folder that has resnet18's weights under torchvision's way of naming, and the suite's description of them."""
+    state = {"fc.weight": torch.arange(6.0).reshape(2, 3)}
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    OneWeight.digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:8]
+    monkeypatch.setattr("torchvision.models.get_model_weights", lambda name: OneWeight)
+    spec, data = (
+        ModelSpec(name="resnet18", weights="IMAGENET1K_V1"),
+        DataSpec(dataset="imagefolder", image_size=224, classes=1000),
+    )
+    file = weights_file(spec, tmp_path)
+    file.write_bytes(buffer.getvalue())
+    return spec, data, file
+
+
+def test_weights_come_from_a_folder_by_torchvision_s_names(weights):
+    spec, data, file = weights
+    assert file.name == f"tiny-{OneWeight.digest}.pth"
+    assert torch.equal(published_weights(spec, data, file.parent)["fc.weight"], torch.arange(6.0).reshape(2, 3))
+
+
+def test_weights_of_another_digest_are_refused_and_nothing_in_them_runs(weights, tmp_path):
+    spec, data, file = weights
+
+    class Boom:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "pwned",))
+
+    file.write_bytes(pickle.dumps(Boom(), protocol=2))
+    with pytest.raises(SuiteError, match=r"damaged: its SHA-256"):
+        published_weights(spec, data, file.parent)
+    OneWeight.digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]  # even where the digest fits
+    file.rename(weights_file(spec, file.parent))
+    with pytest.raises(SuiteError, match="holds more than weights"):
+        published_weights(spec, data, file.parent)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_weights_that_are_not_in_the_folder_say_where_to_get_them(weights, tmp_path):
+    spec, data, file = weights
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(SuiteError, match=f"no {file.name} in .*download https://download.example"):
+        published_weights(spec, data, empty)
+
+
+def test_weights_that_cannot_be_fetched_say_what_else_there_is(weights, tmp_path, monkeypatch):
+    spec, data, _ = weights
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+
+    def offline(*_what: object, **_how: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    with pytest.raises(SuiteError, match=r"no network.*--weights.*weights=none"):
+        published_weights(spec, data)
+
+
+def test_a_hundred_classes_and_more_are_scored_by_five_guesses_too():
+    generator = torch.Generator().manual_seed(0)
+    few, many = (MemorySplit(torch.randn(40, 9, generator=generator), torch.arange(40)) for _ in range(2))
+    assert evaluate(nn.Linear(9, 99), few, CPU).top5 is None
+    network = nn.Linear(9, 100)
+    score = evaluate(network, many, CPU)
+    ranks = network(many.images).argsort(1, descending=True)
+    assert score.top5 == float((ranks[:, :5] == many.labels[:, None]).any(1).double().mean())
+    assert score.top5 > score.accuracy
+
+
+def test_validating_on_the_way_changes_nothing_but_what_is_told(tmp_path):
+    """Of 36 recipe steps all are fine-tuning; validation is scored after each tenth of an epoch of 120 steps."""
+    plain = tiny_suite(methods=["uniform-lsq"])
+    watched = tiny_suite({"recipe.validate_epochs": 0.1}, methods=["uniform-lsq"])
+    workspace = Workspace(copy_float_starts(tmp_path), "tiny")
+    for suite in (plain, watched):
+        run_jobs(LocalEngine(suite.resources), jobs_of(plan(suite)), workspace, Silent())
+    before, after = (workspace.records.get(plan(suite).trials[0].id) for suite in (plain, watched))
+    assert before is not None
+    assert after is not None
+    assert after.result["network_digest"] == before.result["network_digest"]
+    assert after.result["curves"]["finetune"] == before.result["curves"]["finetune"]
+    assert after.result["account"]["phases"] == before.result["account"]["phases"]
+    rows = after.result["curves"]["validation"]
+    assert [row["step"] for row in rows] == [12, 24, 36]
+    best, metrics = max(rows, key=lambda row: row["accuracy"]), after.result["metrics"]
+    assert (metrics["best_validation_accuracy"], metrics["best_validation_step"]) == (best["accuracy"], best["step"])
+    assert rows[-1]["accuracy"] == metrics["validation_accuracy"]  # the last is the final one, recalibrated alike
+    assert "best_validation_accuracy" not in before.result["metrics"]
 
 
 def test_the_environment_is_json_and_names_what_matters():

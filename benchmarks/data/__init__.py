@@ -68,6 +68,10 @@ def load_dataset(spec: DataSpec, folder: Path | None, allow_bad_images: int = 0)
 
         return load_digits_dataset(spec)
     assert folder is not None
+    if spec.dataset.startswith("cifar"):
+        from benchmarks.data.cifar import load_cifar
+
+        return load_cifar(spec, folder)
     if isinstance(spec, ProceduralSpec):
         from benchmarks.data.procedural import load_procedural
 

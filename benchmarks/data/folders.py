@@ -13,6 +13,11 @@ DATA_VARIABLE = "MPBENCH_DATA"
 
 _WITHOUT_FILES = {"digits"}
 _GENERATED = {"procedural"}
+_ADVICE = {
+    "imagefolder": "name the folder that holds train/ and val/ with --data",
+    "cifar10": "run: python runner.py prepare --suite cifar10",
+    "cifar100": "run: python runner.py prepare --suite cifar100",
+}
 CACHE = "cache-{}"
 """Where a folder of images keeps copies brought to a short side."""
 
@@ -38,7 +43,7 @@ def find_folder(dataset: str, given: Path | None) -> Path | None:
         return given or default_folder(dataset)
     if given is not None:
         if not given.is_dir():
-            raise DataError(f"no data folder {given}; --data names the folder that holds train/ and val/")
+            raise DataError(f"no data folder {given}; {_ADVICE.get(dataset, 'name another with --data')}")
         return given
     root = os.environ.get(DATA_VARIABLE)
     places = ([Path(root) / dataset] if root else []) + [Path("data") / dataset]
@@ -48,10 +53,7 @@ def find_folder(dataset: str, given: Path | None) -> Path | None:
     if dataset in plugged(DATASETS):
         return None
     variable = f"${DATA_VARIABLE}/{dataset}" + ("" if root else f" ({DATA_VARIABLE} is not set)")
-    raise DataError(
-        f"no data for {dataset!r}: looked in {variable} and in {places[-1].resolve()}; "
-        "name the folder that holds train/ and val/ with --data"
-    )
+    raise DataError(f"no data for {dataset!r}: looked in {variable} and in {places[-1].resolve()}; {_ADVICE[dataset]}")
 
 
 def class_names(folder: Path) -> list[str]:

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import RandAugment
 from torchvision.transforms.v2 import functional as T
 
 from benchmarks.data import Dataset, Split, Subset, permutation
+from benchmarks.data.augmentation import randaugmented
 from benchmarks.data.decoding import UnreadableError, decoded
 from benchmarks.data.folders import DataError, images_folder
 from benchmarks.data.listing import Listing, listing_of
@@ -63,7 +63,7 @@ class FolderSplit:
             pixels = _centre(pixels, self.image_size)
         else:
             pixels = _random_crop(pixels, draws, self.image_size)
-            pixels = _randaugment(pixels, draws) if self.randaugment else pixels
+            pixels = randaugmented(pixels, draws) if self.randaugment else pixels
         normalized: Tensor = T.normalize(T.to_dtype(pixels, torch.float32, scale=True), list(MEAN), list(DEVIATION))
         return normalized
 
@@ -89,14 +89,6 @@ def _random_crop(pixels: Tensor, draws: NDArray[np.float64], size: int) -> Tenso
     return crop.flip(-1) if draws[4] < 0.5 else crop
 
 
-def _randaugment(pixels: Tensor, draws: NDArray[np.float64]) -> Tensor:
-    """torchvision draws from torch's global generator, which is seeded by the image's own draw and put back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(draws[5] * 2**53))
-        augmented: Tensor = RandAugment()(pixels)
-    return augmented
-
-
 def load_imagefolder(spec: DataSpec, folder: Path, allow_bad_images: int = 0) -> Dataset:
     """Raises DataError for missing, empty or differing class folders, and for more bad images than are allowed."""
     place = images_folder(folder, spec.short_side)
@@ -112,7 +104,9 @@ def load_imagefolder(spec: DataSpec, folder: Path, allow_bad_images: int = 0) ->
             f"{place / 'train'} has {len(train)} images; at least 10 are needed to carve validation from it"
         )
     validation: Split = Subset(train, np.sort(order[:held_out]))
-    return Dataset(Subset(train, np.sort(order[held_out:])), validation, test, listing.digest)
+    rest = order[held_out:]
+    used = rest if spec.share is None else rest[: round(spec.share * len(rest))]
+    return Dataset(Subset(train, np.sort(used)), validation, test, listing.digest)
 
 
 def _split(spec: DataSpec, folder: Path, listing: Listing, part: str, names: list[str]) -> FolderSplit:
