@@ -595,11 +595,12 @@ def doctor(
     data: DataOption = None,
     out: OutOption = DEFAULT_OUT,
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
+    weights: WeightsOption = None,
 ) -> None:
     """Say what will not work here, and how to mend it."""
     from benchmarks.doctor import examine
 
-    findings = examine(load_suite(suite, dict(assignment(text) for text in overrides)), data, out)
+    findings = examine(load_suite(suite, dict(assignment(text) for text in overrides)), data, out, weights)
     for finding in findings:
         console.print(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.what}", markup=False)
     if not all(finding.ok for finding in findings):

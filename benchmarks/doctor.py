@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
+import socket
 import sys
 import warnings
 from collections.abc import Iterator
@@ -11,7 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.data.folders import DataError, class_names, find_folder
+from benchmarks.data import AHEAD
+from benchmarks.data.folders import DataError, class_names, find_folder, images_folder
+from benchmarks.data.listing import MANIFEST, check_manifest
 from benchmarks.environment import require_compiler
 from benchmarks.messages import SuiteError
 from benchmarks.spec import DataSpec, ProceduralSpec
@@ -20,6 +24,7 @@ from benchmarks.suite import Suite, plan
 _PACKAGES = ("torch", "torchvision", "ray", "mlflow", "pandas", "matplotlib", "scipy", "scikit-learn", "pydantic")
 _MIN_DISK_GB = 2
 _MIN_SHARED_MEMORY_MB = 64
+_MIN_FILES = 1024
 
 
 class Finding(NamedTuple):
@@ -29,8 +34,18 @@ class Finding(NamedTuple):
     what: str
 
 
-def examine(suite: Suite, data: Path | None, out: Path) -> list[Finding]:
-    return [*_python(), *_space(out), *_shared_memory(), *_data(suite, data), *_plan(suite), *_devices(suite)]
+def examine(suite: Suite, data: Path | None, out: Path, weights: Path | None = None) -> list[Finding]:
+    """What a suite needs, looked at in a few seconds; nothing is written or fetched."""
+    return [
+        *_python(),
+        *_space(out),
+        *_shared_memory(suite),
+        *_limits(),
+        *_data(suite, data),
+        *_plan(suite),
+        *_weights(suite, weights),
+        *_devices(suite),
+    ]
 
 
 def _python() -> Iterator[Finding]:
@@ -51,17 +66,44 @@ def _space(out: Path) -> Iterator[Finding]:
     yield Finding(os.access(place, os.W_OK), f"{out} can be written to (else choose another with --out)")
 
 
-def _shared_memory() -> Iterator[Finding]:
+def _shared_memory(suite: Suite) -> Iterator[Finding]:
+    """Ray keeps objects in it, and loaders hand over their micro-batches through it."""
     if Path("/dev/shm").is_dir():
         free = shutil.disk_usage("/dev/shm").free / 1e6
-        advice = f"{_MIN_SHARED_MEMORY_MB} MB keep Ray fast; in a container use --shm-size"
-        yield Finding(free >= _MIN_SHARED_MEMORY_MB, f"{free:,.0f} MB of shared memory ({advice})")
+        needed = _MIN_SHARED_MEMORY_MB + _loaded_bytes(suite) / 1e6
+        advice = f"a trial takes {needed:,.0f}; in a container use --shm-size, or --set resources.loaders=0"
+        yield Finding(free >= needed, f"{free:,.0f} MB of shared memory ({advice})")
+
+
+def _loaded_bytes(suite: Suite) -> int:
+    """What the loaders of one trial have under way: two phases of a search may each have theirs."""
+    image = 3 * suite.data.image_size**2 * 4
+    loaders = suite.resources.loaders_for(suite.data.dataset)
+    return 2 * loaders * AHEAD * suite.recipe.micro_batch * image * suite.resources.workers_per_trial
+
+
+def _limits() -> Iterator[Finding]:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield Finding(files >= _MIN_FILES, f"{files:,} files may be open ({_MIN_FILES:,} keep Ray going: ulimit -n 65536)")
+    try:
+        with socket.create_server(("127.0.0.1", 0)):
+            yield Finding(True, "ports can be opened on this machine")
+    except OSError as error:
+        yield Finding(False, f"no port can be opened on 127.0.0.1 ({error.strerror}): use --engine local")
 
 
 def _data(suite: Suite, data: Path | None) -> Iterator[Finding]:
     try:
         folder = find_folder(suite.data.dataset, data)
         yield Finding(True, f"dataset {suite.data.dataset}{_contents(suite.data, folder)}")
+        if folder is not None and suite.data.dataset == "imagefolder":
+            place = images_folder(folder, suite.data.short_side)
+            prepared = (place / MANIFEST).exists()
+            advice = (
+                "" if prepared else f"; prepare them: python runner.py prepare --suite {suite.suite} --data {folder}"
+            )
+            check_manifest(suite.data, folder, allow_bad_images=0)
+            yield Finding(True, f"images {'looked through' if prepared else 'not looked through yet'}{advice}")
     except DataError as error:
         yield Finding(False, str(error))
 
@@ -71,7 +113,9 @@ def _contents(data: DataSpec, folder: Path | None) -> str:
         return ""
     if isinstance(data, ProceduralSpec):
         return f", {data.preset}, drawn on first use and kept in {folder}"
-    return f", {len(class_names(folder))} classes in {folder}"
+    if data.dataset != "imagefolder":
+        return f" in {folder}"
+    return f", {len(class_names(images_folder(folder, data.short_side)))} classes in {folder}"
 
 
 def _plan(suite: Suite) -> Iterator[Finding]:
@@ -81,15 +125,36 @@ def _plan(suite: Suite) -> Iterator[Finding]:
         yield Finding(False, str(error))
 
 
+def _weights(suite: Suite, folder: Path | None) -> Iterator[Finding]:
+    """torchvision's files for networks that start from published weights, and for the teacher."""
+    from benchmarks.models import published_weights, weights_file
+
+    for start in plan(suite).starts:
+        if start.pretraining is not None:
+            continue
+        what = f"weights of {start.model.name} {start.model.weights}"
+        try:
+            if folder is None and not weights_file(start.model, None).exists():
+                yield Finding(True, f"{what}: will be downloaded (offline: fetch them elsewhere and name --weights)")
+            else:
+                published_weights(start.model, start.data, folder)
+                yield Finding(True, f"{what}: there, and whole")
+        except (SuiteError, KeyError) as error:
+            yield Finding(False, str(error))
+
+
 def _devices(suite: Suite) -> Iterator[Finding]:
     import torch
 
     from methods.quantization.paths import path_on
 
     cores = os.cpu_count() or 1
-    yield Finding(cores >= suite.resources.cpus, f"{cores} cores, a trial takes {suite.resources.cpus}")
+    taken = suite.resources.cpus * suite.resources.workers_per_trial
+    yield Finding(cores >= taken, f"{cores} cores, a trial takes {taken}")
     gpus = torch.cuda.device_count()
-    yield Finding(gpus >= suite.resources.gpus, f"{gpus} GPUs, a trial takes {suite.resources.gpus:g}")
+    names = ", ".join(sorted({torch.cuda.get_device_name(index) for index in range(gpus)}))
+    wanted = suite.resources.gpus * suite.resources.workers_per_trial
+    yield Finding(gpus >= wanted, f"{gpus} GPUs{f' ({names})' if names else ''}, a trial takes {wanted:g}")
     device = "cuda" if gpus and suite.resources.gpus else "cpu"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of what is said here

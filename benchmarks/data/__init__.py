@@ -29,6 +29,9 @@ class Split(Protocol):
 
 AUGMENTATION_DRAWS = 8
 
+AHEAD = 2
+"""Micro-batches that each process which loads images has under way."""
+
 
 @dataclass(frozen=True)
 class Dataset:

@@ -13,11 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Fetched
 
-from benchmarks.data import Split
+from benchmarks.data import AHEAD, Split
 from benchmarks.data.folders import DataError
-
-_AHEAD = 2
-"""Requests that each process has under way."""
 
 
 class Request(NamedTuple):
@@ -55,7 +52,7 @@ def _ahead(
         batch_size=None,
         sampler=requests,
         num_workers=loaders,
-        prefetch_factor=_AHEAD,
+        prefetch_factor=AHEAD,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # else it draws from the stream that dropout draws from
     )

@@ -26,10 +26,14 @@ os.environ.update(
 ROOT = Path(__file__).resolve().parents[2]
 
 import ray  # noqa: E402
-from ray import tune  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from ray import train, tune  # noqa: E402
+from ray.train.torch import TorchConfig, TorchTrainer  # noqa: E402
+from ray.tune.integration.ray_train import TuneReportCallback  # noqa: E402
 
-from benchmarks.engines import EngineError, Job, Observer, Outcome, execute  # noqa: E402
+from benchmarks.engines import EngineError, Job, Observer, Outcome, execute, work  # noqa: E402
 from benchmarks.environment import require_compiler  # noqa: E402
+from benchmarks.ranks import GONE, PATIENCE, Ranks  # noqa: E402
 from benchmarks.suite import Resources  # noqa: E402
 from benchmarks.training import Progress  # noqa: E402
 from benchmarks.workspace import Workspace  # noqa: E402
@@ -38,12 +42,19 @@ _OBJECT_STORE_BYTES = 100 * 2**20
 _REPORT_SECONDS = 2.0
 _MAX_WORKER_DEATHS = 3
 _CONNECT_SECONDS = 10.0
+_WAITING = {"node:__internal_head__": 0.001}
+"""What a function needs that waits for its workers: a place on the head node, and no CPU of theirs."""
+
+_STAYS_HERE = ["runs", "data", "docs", "tests", "reports/reference", ".git", ".venv", ".*_cache", ".hypothesis"]
+"""What other nodes of a cluster need not be sent to run trials."""
 
 
 class RayEngine:
-    """One Tune trial per job, one actor per slot, reused from job to job so that torch is imported once.
+    """One Tune trial per job.
 
-    address: an existing cluster to join; None starts one on this machine that ends with this process.
+    A trial of one process is an actor, reused from job to job so that torch is imported once; one of several is a Ray
+    Train run over workers wherever the cluster has room. address: an existing cluster to join; None starts one on this
+    machine that ends with this process.
     """
 
     def __init__(self, resources: Resources, address: str | None = None) -> None:
@@ -57,13 +68,21 @@ class RayEngine:
         if workspace.compile and not self.address:
             require_compiler(workspace.device)
         settings = asdict(workspace)
-        storage, name = workspace.folder.resolve() / "ray", f"{workspace.suite}-{os.getpid()}-{int(time.time())}"
+        storage, name = workspace.folder.resolve() / "ray", f"{socket.gethostname()}-{os.getpid()}-{int(time.time())}"
+        _forget_dead_runs(storage)
+        alone = workspace.ranks == 1
+        needed = {"cpu": resources.cpus, "gpu": resources.gpus}
         tuner = tune.Tuner(
-            tune.with_resources(JobTrainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
-            param_space={"workspace": settings, "job": tune.grid_search([job.to_dict() for job in jobs])},
+            # Ray Train asks for what its workers need; the function that waits for them needs next to nothing.
+            tune.with_resources(JobTrainable, needed) if alone else tune.with_resources(train_together, _WAITING),
+            param_space={
+                "workspace": settings,
+                "job": tune.grid_search([job.to_dict() for job in jobs]),
+                "needed": {kind.upper(): amount for kind, amount in needed.items() if amount},
+            },
             tune_config=tune.TuneConfig(
-                reuse_actors=True,
-                max_concurrent_trials=_slots(resources),
+                reuse_actors=alone,
+                max_concurrent_trials=_slots(resources, workspace.ranks),
                 trial_dirname_creator=lambda trial: str(trial.config["job"]["key"]),
             ),
             run_config=tune.RunConfig(
@@ -78,6 +97,14 @@ class RayEngine:
         shutil.rmtree(storage / name, ignore_errors=True)  # Tune's own bookkeeping; records are what counts
 
 
+def _forget_dead_runs(storage: Path) -> None:
+    """Remove what Tune noted of runs that were killed on this machine."""
+    for folder in storage.glob(f"{socket.gethostname()}-*-*"):
+        pid = folder.name.split("-")[-2]
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _connect(address: str | None) -> None:
     for name in ("ray", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -86,6 +113,8 @@ def _connect(address: str | None) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if address is None:
         options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+    else:
+        options |= {"runtime_env": {"working_dir": str(ROOT), "excludes": _STAYS_HERE}}
     try:
         if address and ":" in address:
             _knock(address)
@@ -109,15 +138,16 @@ def _fitted(resources: Resources) -> Resources:
     return resources.model_copy(update={"gpus": gpus, "cpus": max(1, min(resources.cpus, most))})
 
 
-def _slots(resources: Resources) -> int:
-    total = ray.cluster_resources()
-    slots = int(total.get("CPU", 0) // resources.cpus)
-    if resources.gpus:
-        slots = min(slots, int(total.get("GPU", 0) / resources.gpus))
+def _slots(resources: Resources, ranks: int) -> int:
+    """How many trials the cluster has room for at a time."""
+    total, cpus, gpus = ray.cluster_resources(), ranks * resources.cpus, ranks * resources.gpus
+    slots = int(total.get("CPU", 0) // cpus)
+    if gpus:
+        slots = min(slots, int(total.get("GPU", 0) / gpus))
     if slots < 1:
         raise EngineError(
-            f"a trial needs {resources.cpus} CPUs and {resources.gpus:g} GPUs, the cluster has "
-            f"{total.get('CPU', 0):g} and {total.get('GPU', 0):g}; lower resources.cpus or resources.gpus with --set"
+            f"a trial needs {cpus} CPUs and {gpus:g} GPUs, the cluster has {total.get('CPU', 0):g} and "
+            f"{total.get('GPU', 0):g}; lower resources.cpus, resources.gpus or resources.workers_per_trial with --set"
         )
     return slots
 
@@ -149,6 +179,52 @@ class JobTrainable(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing: see save_checkpoint."""
+
+
+def train_together(config: dict[str, Any]) -> None:
+    """A job of several processes, seen by Tune: a Ray Train run, whose workers are the ranks."""
+    job, workspace = Job.from_dict(config["job"]), Workspace(**config["workspace"])
+    with workspace.lock(job.key, wait=False) as mine:
+        if not mine or job.done(workspace):
+            tune.report({"progress": [], "outcome": asdict(Outcome("done" if mine else "busy"))})
+            return
+        storage = workspace.folder / "ray" / "ranks"
+        TorchTrainer(
+            train_as_rank,
+            train_loop_config=config,
+            torch_config=TorchConfig(
+                backend="nccl" if workspace.gpu else "gloo", timeout_s=int(PATIENCE.total_seconds())
+            ),
+            scaling_config=train.ScalingConfig(
+                num_workers=workspace.ranks, use_gpu=workspace.gpu, resources_per_worker=config["needed"]
+            ),
+            run_config=train.RunConfig(
+                name=job.key,
+                storage_path=str(storage),
+                callbacks=[TuneReportCallback()],
+                failure_config=train.FailureConfig(max_failures=_MAX_WORKER_DEATHS),
+            ),
+        ).fit()
+        shutil.rmtree(storage / job.key, ignore_errors=True)
+
+
+def train_as_rank(config: dict[str, Any]) -> None:
+    """The life of one rank in a Ray Train worker. All report when the first does: Ray waits for all of them."""
+    job, workspace = Job.from_dict(config["job"]), Workspace(**config["workspace"])
+    ranks = Ranks(dist.get_rank(), dist.get_world_size())
+    seen: list[dict[str, Any]] = []
+    until, outcome = time.monotonic() + _REPORT_SECONDS, Outcome("done")
+    for event in work(job, workspace, ranks):
+        if isinstance(event, Outcome):
+            outcome = event
+            break
+        seen.append(asdict(event))
+        if ranks.decided(time.monotonic() > until):
+            train.report({"progress": seen, "rank": ranks.rank})
+            seen, until = [], time.monotonic() + _REPORT_SECONDS
+    if outcome.message.startswith(GONE):
+        raise RuntimeError(outcome.message)  # Ray starts all ranks again, and they go on from the checkpoint
+    train.report({"progress": seen, "outcome": asdict(outcome)})
 
 
 class _Forward(tune.Callback):
