@@ -8,33 +8,27 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from benchmarks.data.folders import DataError
-from benchmarks.engines import Engine, EngineError, Job, Outcome, run_jobs
+from benchmarks.engines import EngineError, run_jobs
 from benchmarks.messages import SuiteError, unknown
 from benchmarks.record import Record, RecordError, Records
 from benchmarks.rows import MethodEntry, options_of
+from benchmarks.running import engine_named, run_missing, say_amiss, tracker_for
 from benchmarks.session import Session, assignment, check_writable, open_session, shares_of
-from benchmarks.spec import ProceduralSpec
-from benchmarks.suite import Suite, load_suite, suite_names
+from benchmarks.storage import Storage, StorageError
+from benchmarks.suite import load_suite, suite_names
+from benchmarks.terminal import console, errors, print_columns, warn
 from methods import UnknownMethodError, known_methods, load_method
 
 if TYPE_CHECKING:
-    from benchmarks.estimate import Compiling
-    from benchmarks.progress import View
-    from benchmarks.tracking import Tracker
-    from benchmarks.training import Progress
     from reports.comparison import Comparison
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 FAILED, WRONG_USE, UNVERIFIED_CLAIM, STOPPED = 1, 2, 3, 130
 
@@ -54,6 +48,9 @@ WeightsOption = Annotated[
 ]
 BadImagesOption = Annotated[
     int, typer.Option("--allow-bad-images", min=0, help="Leave out so many images that cannot be read.")
+]
+StorageOption = Annotated[
+    str | None, typer.Option("--storage", help="Keep records and float starts at this URL too (s3://..., gs://...).")
 ]
 RetryOption = Annotated[str | None, typer.Option("--retry", help="`failed`: run failed trials again.")]
 
@@ -75,6 +72,7 @@ def run(
     tracking_uri: TrackingOption = None,
     weights: WeightsOption = None,
     bad_images: BadImagesOption = 0,
+    storage: StorageOption = None,
 ) -> None:
     """Run a suite and report; what is done already is not done again."""
     if engine not in ("ray", "local"):
@@ -95,112 +93,26 @@ def run(
     )
     check_writable(out)
     for warning in session.plan.warnings:
-        errors.print(f"warning: {warning}", markup=False)
+        warn(warning)
+    kept = None if storage is None else Storage.at(storage)
+    if kept:
+        console.print(f"{kept.fetch(session.jobs, session.workspace)} results fetched from {storage}", markup=False)
     if retry:
         session.forget_failures()
     lost: dict[str, str] = {}
     if session.missing():
-        lost = _run(session, _engine(engine, address, session.suite), tracking_uri)
+        lost = run_missing(session, engine_named(engine, address, session.suite), tracking_uri, kept)
     _finish(session, lost)
-
-
-def _engine(name: str, address: str | None, suite: Suite) -> Engine:
-    if name == "local":
-        from benchmarks.engines.local import LocalEngine
-
-        return LocalEngine(suite.resources)
-    from benchmarks.engines.ray import RayEngine
-
-    return RayEngine(suite.resources, address)
-
-
-@dataclass
-class _Observer:
-    """Shows progress and mirrors it to MLflow; without a tracker another run on this folder does the latter."""
-
-    session: Session
-    view: View
-    tracker: Tracker | None
-
-    def progress(self, job: Job, progress: Sequence[Progress]) -> None:
-        self.view.progress(job, progress)
-        if job.is_trial and self.tracker:
-            events = [event for event in progress if event.stage != "pretrain"]
-            if events:
-                self.tracker.progress(self.session.trials[job.key], events)
-
-    def ended(self, job: Job, outcome: Outcome) -> None:
-        self.view.ended(job, outcome)
-        if job.is_trial and self.tracker and (record := self.session.workspace.records.get(job.key)):
-            self.tracker.finished(self.session.trials[job.key], record)
-
-
-def _run(session: Session, engine: Engine, tracking_uri: str | None) -> dict[str, str]:
-    """Run what is missing; returns what was lost."""
-    from benchmarks.progress import View
-
-    _draw_images(session)
-    jobs = [job for job in session.jobs if not job.done(session.workspace)]
-    work = {trial.id: trial.work for trial in session.plan.trials}
-    work |= {f"start-{start.key}": trial.work for trial in session.plan.trials for start in trial.spec.starts}
-    done = len(session.plan.trials) - len(session.missing())
-    console.print(f"{session.suite.suite}: {len(session.plan.trials)} trials, {done} done already")
-    place = session.workspace
-    with place.lock("mlflow", wait=False) as only_writer, View(console, jobs, work, place.records) as view:
-        tracker = _tracker(session, tracking_uri) if only_writer else None
-        lost = run_jobs(engine, jobs, place, _Observer(session, view, tracker))
-        if tracker:
-            tracker.close()
-    return lost
-
-
-def _draw_images(session: Session) -> None:
-    """Have generated images on disk before any job needs them."""
-    data, folder = session.suite.data, session.workspace.data
-    if isinstance(data, ProceduralSpec) and folder:
-        from benchmarks.progress import prepare_images
-
-        prepare_images(console, data, folder, lambda text: errors.print(f"warning: {text}", markup=False))
-
-
-def _tracker(session: Session, uri: str | None) -> Tracker:
-    from benchmarks.tracking import Tracker, default_uri
-
-    out = session.workspace.out
-    return Tracker(
-        session.suite, out, uri or default_uri(out), lambda text: errors.print(f"warning: {text}", markup=False)
-    )
 
 
 def _finish(session: Session, lost: dict[str, str]) -> None:
     """Report, say where everything is, and exit with 1 if some trial failed or was lost."""
     _report(session)
-    amiss = _say_amiss(session, lost)
+    amiss = say_amiss(session, lost)
     _say_where(session)
     if amiss:
         console.print("some trials failed or were lost: run the same command again (--retry failed for failed ones)")
         raise typer.Exit(FAILED)
-
-
-def _say_amiss(session: Session, lost: dict[str, str]) -> bool:
-    """Print what failed or was lost; whether there was any."""
-    records = [session.workspace.records.get(trial.id) for trial in session.plan.trials]
-    failed = [record for record in records if record and record.status in ("failed", "over_ceiling")]
-    names = {job.key: job.label for job in session.jobs}
-    for message, keys in _by_message(lost).items():
-        more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-        errors.print(f"lost: {names[keys[0]]}{more}: {message}", markup=False)
-    for record in failed:
-        errors.print(f"{record.status}: {names[record.id]}: {record.result['reason']['message']}", markup=False)
-    return bool(failed or lost)
-
-
-def _by_message(lost: dict[str, str]) -> dict[str, list[str]]:
-    """Lost jobs grouped by what they died of: one missing file may cost a whole suite."""
-    groups: dict[str, list[str]] = {}
-    for key, message in lost.items():
-        groups.setdefault(message, []).append(key)
-    return groups
 
 
 def _say_where(session: Session) -> None:
@@ -236,7 +148,7 @@ def _report(session: Session, *, always: bool = False) -> None:
     except ComparisonError as error:
         raise SuiteError(str(error)) from error
     for warning in report.warnings:
-        errors.print(f"warning: {warning}", markup=False)
+        warn(warning)
     stamp_file.write_text(stamp, encoding="utf-8")
 
 
@@ -269,11 +181,11 @@ def sweep(
         for share, epochs in shares_of(shares, whole.suite.compute.epochs).items()
     }
     for warning in whole.plan.warnings:
-        errors.print(f"warning: {warning}", markup=False)
+        warn(warning)
     amiss = False
     for session in sessions.values():
-        lost = _run(session, _engine(engine, address, session.suite), None) if session.missing() else {}
-        amiss |= _say_amiss(session, lost)
+        lost = run_missing(session, engine_named(engine, address, session.suite), None) if session.missing() else {}
+        amiss |= say_amiss(session, lost)
     found = {share: _gathered(session, session.workspace.records) for share, session in sessions.items()}
     console.print(f"stability: {write(found, whole.workspace.report)}", markup=False)
     if amiss:
@@ -300,7 +212,7 @@ def list_everything(as_json: JsonOption = False) -> None:
         print(json.dumps({"suites": suites, "methods": methods}))
         return
     for title, rows in (("suite", suites), ("method", methods)):
-        _print_columns([(title, "what it is"), *rows.items()])
+        print_columns([(title, "what it is"), *rows.items()])
         print()
     console.print("next: python runner.py plan --suite NAME, then python runner.py --suite NAME")
 
@@ -339,45 +251,21 @@ def show_plan(
         spec = trial.spec
         budget = "-" if spec.ceiling_bops is None else f"{spec.ceiling_bops / 1e6:,.2f}"
         cells.append((trial.id, trial.model, trial.row, trial.ceiling, budget, str(spec.seed), str(spec.draw), status))
-    _print_columns(cells)
+    print_columns(cells)
     for warning in session.plan.warnings:
-        errors.print(f"warning: {warning}", markup=False)
+        warn(warning)
     epochs = sum(trial.spec.compute.epochs for trial in session.plan.trials)
     console.print(
         f"{len(rows)} trials of {session.suite.compute.epochs:g} recipe epochs ({epochs:g} in all) from "
         f"{len(session.plan.starts)} float starts; {len(session.missing())} to run"
     )
     if measure:
-        _show_estimate(session)
+        from benchmarks.planning import show_estimate
+
+        show_estimate(session)
     if gap is not None:
         _show_power(session, gap / 100)
     console.print(f"next: python runner.py --suite {suite}", markup=False)
-
-
-def _show_estimate(session: Session) -> None:
-    """Hours and disk that the missing trials take here, and whether compiling would pay."""
-    from benchmarks.estimate import compiling, estimate
-
-    _draw_images(session)
-    place = session.placed()
-    found = estimate(session.plan, session.missing(), place)
-    cells: list[Sequence[str]] = [
-        ("network", "method", "to run", "seconds each", "searching", "fine-tuning", "evaluation")
-    ]
-    for row in found.rows:
-        parts = (row.time.total, row.time.search, row.time.finetune, row.time.evaluation)
-        texts = [f"refused: {row.refused}"] + [""] * 3 if row.refused else [f"{seconds:.1f}" for seconds in parts]
-        cells.append((row.trial.model, row.trial.row, str(row.count), *texts))
-    _print_columns(cells)
-    unit = "GPU" if place.gpu else "core"
-    threads = session.suite.resources.cpus if not place.gpu else 1
-    console.print(
-        f"timed here, one trial at a time: {found.seconds * threads / 3600:.2f} {unit}-hours, of which float starts "
-        f"{found.starts_seconds * threads / 3600:.2f}; {found.elapsed / 60:.0f} minutes with "
-        f"{found.slots} trials at a time; about {found.kept_bytes / 2**20:.0f} MiB of disk"
-    )
-    if not session.suite.resources.compile and found.rows:
-        console.print(_advice(compiling(max(found.rows, key=lambda row: row.time.finetune), place)))
 
 
 def _show_power(session: Session, gap: float) -> None:
@@ -390,23 +278,6 @@ def _show_power(session: Session, gap: float) -> None:
         source, found = "shipped records", _gathered(session, Records(REFERENCE / session.suite.suite))
     for line in advice(found, gap, source):
         console.print(line, markup=False)
-
-
-def _advice(outcome: Compiling | str) -> str:
-    if isinstance(outcome, str):
-        return f"resources.compile: no; {outcome}"
-    verdict = "yes, --set resources.compile=true" if outcome.saved > 0 else "no"
-    return (
-        f"resources.compile: {verdict}; of {outcome.eager:.0f} s of fine-tuning in the longest trial "
-        f"{outcome.compiled:.0f} would be left, after {outcome.wait:.0f} s of compiling"
-    )
-
-
-def _print_columns(rows: Sequence[Sequence[str]]) -> None:
-    """Aligned plain text: suites have hundreds of trials, for which rich's tables take a second."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 @app.command()
@@ -557,7 +428,7 @@ def mlflow_sync(
 ) -> None:
     """Rebuild the MLflow view of a suite from its records."""
     session = open_session(suite, out, data, overrides=overrides, needs_data=False)
-    tracker = _tracker(session, tracking_uri)
+    tracker = tracker_for(session, tracking_uri)
     synced: list[Record] = []
     for trial in session.plan.trials:
         if record := session.workspace.records.get(trial.id):
@@ -637,7 +508,7 @@ def check(
     console.print(f"{method} passes; next: add it to a suite's methods", markup=False)
 
 
-USER_ERRORS = (SuiteError, DataError, RecordError, EngineError, UnknownMethodError)
+USER_ERRORS = (SuiteError, DataError, RecordError, EngineError, StorageError, UnknownMethodError)
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """click's: an unknown option or command, a value that is no number. Newer versions of typer carry click inside."""
 

@@ -75,7 +75,8 @@ def cli(*arguments: object, mlflow: bool = False) -> Ran:
     """The command line as a user has it, in this process; torch's settings are put back."""
     out, err = io.StringIO(), io.StringIO()
     deterministic, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
-    tracking = contextlib.nullcontext() if mlflow else mock.patch.object(runner, "_tracker", return_value=NoTracker())
+    unseen = mock.patch("benchmarks.running.tracker_for", return_value=NoTracker())
+    tracking = contextlib.nullcontext() if mlflow else unseen
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), tracking:
         try:
             code = runner.main([str(argument) for argument in arguments])

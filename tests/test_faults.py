@@ -216,7 +216,7 @@ def test_one_method_s_nan_is_its_own_failure_and_the_others_go_on(tmp_path):
     assert found[METHOD].status == "ok"
 
 
-def ray_workers(driver: int) -> Sequence[int]:
+def ray_workers(driver: int, kind: str = "Trainable") -> Sequence[int]:
     """Processes of Ray's actors that belong to a driver, by their command lines."""
     listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
@@ -229,7 +229,7 @@ def ray_workers(driver: int) -> Sequence[int]:
             pid = parents.get(pid, 0)
         return False
 
-    return [int(pid) for pid, _, *command in rows if command and "Trainable" in command[0] and belongs(int(pid))]
+    return [int(pid) for pid, _, *command in rows if command and kind in command[0] and belongs(int(pid))]
 
 
 @pytest.mark.complete
@@ -244,6 +244,25 @@ def test_a_killed_ray_worker_is_replaced(tmp_path):
     assert process.exitcode == 0, (tmp_path / "log").read_text()
     reference = comparable(finished().out / "tiny" / "records")
     assert comparable(out / "tiny" / "records") == {name: reference[name] for name in ("hawq 0", "metamix 0")}
+
+
+@pytest.mark.complete
+def test_ray_s_ranks_are_those_of_this_machine_also_when_one_is_killed(tmp_path):
+    """Ray Train's workers add the same numbers as processes that this project starts itself: to the bit."""
+    shared = {"optimizer": {"name": "adam", "lr": 0.001}, "batch_size": 8, "micro_batch": 4}
+    pretraining = {"epochs": 1, "recipe": {**shared, "batch_size": 64, "micro_batch": 32}}
+    ranks = {"workers_per_trial": 2}
+    suite = write_suite(tmp_path, methods=[METHOD], recipe=shared, pretraining=pretraining, resources=ranks)
+    local, out = tmp_path / "local", tmp_path / "out"
+    run(local, tmp_path / "unseen", 0, 2)
+    process = start(run_with_ray, suite, out)
+    wait_for(process, lambda: any((out / "tiny" / "checkpoints").glob("*.pt")) or (out / "tiny" / "records").exists())
+    for worker in ray_workers(process.pid or 0, "RayTrainWorker")[:1]:
+        os.kill(worker, signal.SIGKILL)
+    process.join(DEADLINE_SECONDS)
+    assert process.exitcode == 0, (tmp_path / "log").read_text()
+    assert comparable(out / "tiny" / "records") == comparable(local / "tiny" / "records")
+    assert not list((out / "tiny" / "ray").rglob("*.json"))
 
 
 @pytest.mark.complete

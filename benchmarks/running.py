@@ -1,0 +1,114 @@
+"""Run what a session lacks: images first, then jobs by an engine, mirrored to a terminal and to MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from benchmarks.engines import Engine, Job, Outcome, run_jobs
+from benchmarks.session import Session
+from benchmarks.spec import ProceduralSpec
+from benchmarks.storage import Storage
+from benchmarks.suite import Suite
+from benchmarks.terminal import console, errors, warn
+
+if TYPE_CHECKING:
+    from benchmarks.progress import View
+    from benchmarks.tracking import Tracker
+    from benchmarks.training import Progress
+
+
+def run_missing(
+    session: Session, engine: Engine, tracking_uri: str | None = None, storage: Storage | None = None
+) -> dict[str, str]:
+    """Run what is missing; returns what was lost. storage: kept there as well."""
+    from benchmarks.progress import View
+
+    draw_images(session)
+    jobs = [job for job in session.jobs if not job.done(session.workspace)]
+    work = {trial.id: trial.work for trial in session.plan.trials}
+    work |= {f"start-{start.key}": trial.work for trial in session.plan.trials for start in trial.spec.starts}
+    done = len(session.plan.trials) - len(session.missing())
+    console.print(f"{session.suite.suite}: {len(session.plan.trials)} trials, {done} done already")
+    place = session.workspace
+    with place.lock("mlflow", wait=False) as only_writer, View(console, jobs, work, place.records) as view:
+        tracker = tracker_for(session, tracking_uri) if only_writer else None
+        lost = run_jobs(engine, jobs, place, Mirrored(session, view, tracker, storage))
+        if tracker:
+            tracker.close()
+    return lost
+
+
+def engine_named(name: str, address: str | None, suite: Suite) -> Engine:
+    if name == "local":
+        from benchmarks.engines.local import LocalEngine
+
+        return LocalEngine(suite.resources)
+    from benchmarks.engines.ray import RayEngine
+
+    return RayEngine(suite.resources, address)
+
+
+@dataclass
+class Mirrored:
+    """Shows progress and mirrors it to MLflow and to a storage, if there is one.
+
+    Without a tracker another run on this folder mirrors to MLflow.
+    """
+
+    session: Session
+    view: View
+    tracker: Tracker | None
+    storage: Storage | None = None
+
+    def progress(self, job: Job, progress: Sequence[Progress]) -> None:
+        self.view.progress(job, progress)
+        if job.is_trial and self.tracker:
+            events = [event for event in progress if event.stage != "pretrain"]
+            if events:
+                self.tracker.progress(self.session.trials[job.key], events)
+
+    def ended(self, job: Job, outcome: Outcome) -> None:
+        self.view.ended(job, outcome)
+        if job.is_trial and self.tracker and (record := self.session.workspace.records.get(job.key)):
+            self.tracker.finished(self.session.trials[job.key], record)
+        if self.storage:
+            self.storage.keep(job, self.session.workspace)
+
+
+def draw_images(session: Session) -> None:
+    """Have generated images on disk before any job needs them."""
+    data, folder = session.suite.data, session.workspace.data
+    if isinstance(data, ProceduralSpec) and folder:
+        from benchmarks.progress import prepare_images
+
+        prepare_images(console, data, folder, warn)
+
+
+def tracker_for(session: Session, uri: str | None) -> Tracker:
+    from benchmarks.tracking import Tracker, default_uri
+
+    out = session.workspace.out
+    return Tracker(session.suite, out, uri or default_uri(out), warn)
+
+
+def say_amiss(session: Session, lost: dict[str, str]) -> bool:
+    """Print what failed or was lost; whether there was any."""
+    records = [session.workspace.records.get(trial.id) for trial in session.plan.trials]
+    failed = [record for record in records if record and record.status in ("failed", "over_ceiling")]
+    names = {job.key: job.label for job in session.jobs}
+    for message, keys in _by_message(lost).items():
+        more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+        errors.print(f"lost: {names[keys[0]]}{more}: {message}", markup=False)
+    for record in failed:
+        errors.print(f"{record.status}: {names[record.id]}: {record.result['reason']['message']}", markup=False)
+    return bool(failed or lost)
+
+
+def _by_message(lost: dict[str, str]) -> dict[str, list[str]]:
+    """Lost jobs grouped by what they died of: one missing file may cost a whole suite."""
+    groups: dict[str, list[str]] = {}
+    for key, message in lost.items():
+        groups.setdefault(message, []).append(key)
+    return groups

@@ -1,0 +1,54 @@
+"""Results kept at a URL: another machine fetches them and does not run them again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks.storage import Storage, StorageError
+from tests.harness import cli, comparable, finished, write_suite
+
+METHODS = "uniform-lsq,random"
+
+
+def run(suite, out, url, *more):
+    return cli("--suite", suite, "--out", out, "--engine", "local", "--methods", METHODS, "--storage", url, *more)
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+def test_what_one_machine_ran_another_has(tmp_path, kind):
+    url = f"{kind}://{tmp_path}/kept"
+    first = run(finished().suite, tmp_path / "one", url)
+    assert first.code == 0, first.err
+    assert "0 results fetched" in first.out
+    second = run(finished().suite, tmp_path / "two", url)
+    assert second.code == 0, second.err
+    assert "3 results fetched" in second.out  # a float start and two records
+    assert "test accuracy" not in second.out  # nothing was run
+    assert comparable(tmp_path / "two" / "tiny" / "records") == comparable(tmp_path / "one" / "tiny" / "records")
+
+
+def test_a_record_that_was_altered_on_the_way_is_refused(tmp_path):
+    url = f"file://{tmp_path}/kept"
+    assert run(finished().suite, tmp_path / "one", url).code == 0
+    path = next((tmp_path / "kept" / "tiny" / "records").glob("*.json"))
+    body = json.loads(path.read_text())
+    body["result"]["metrics"]["test_accuracy"] = 1.0
+    path.write_text(json.dumps(body))
+    ran = run(finished().suite, tmp_path / "two", url)
+    assert ran.code == 2
+    assert path.name in ran.err
+
+
+def test_a_url_that_nothing_opens_says_so_before_anything_runs(tmp_path):
+    ran = run(write_suite(tmp_path), tmp_path / "out", "nowhere://bucket/folder")
+    assert ran.code == 2
+    assert "--storage nowhere://bucket/folder" in ran.err
+    assert not (tmp_path / "out" / "tiny").exists()
+
+
+def test_storage_that_fails_on_the_way_is_named(tmp_path):
+    kept = Storage.at(f"file://{tmp_path}/kept")
+    with pytest.raises(StorageError, match=r"kept: cat_file of .*missing failed"):
+        kept._run("cat_file", f"{kept.root}/missing")
