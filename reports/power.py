@@ -33,7 +33,13 @@ def power_of(gap: float, deviation: float, seeds: int, confidence: float = CONFI
     """
     critical = float(stdtrit(seeds - 1, (1 + confidence) / 2))
     shift = math.sqrt(seeds) * gap / deviation
-    return float(1 - nctdtr(seeds - 1, shift, critical) + nctdtr(seeds - 1, shift, -critical))
+    return 1 - _below(critical, seeds - 1, shift) + _below(-critical, seeds - 1, shift)
+
+
+def _below(value: float, freedom: int, shift: float) -> float:
+    """P(T < value) for T noncentral t; scipy gives NaN far out in the tail, where it is nothing."""
+    share = float(nctdtr(freedom, shift, value))
+    return 0.0 if math.isnan(share) else share
 
 
 def seeds_needed(gap: float, deviation: float, power: float = POWER) -> int | None:

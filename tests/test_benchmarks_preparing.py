@@ -180,7 +180,7 @@ def test_the_short_side_is_part_of_what_a_suite_compares():
     assert ids.isdisjoint(others)
     wrong = cli("plan", "--suite", "quick", "--set", "data.short_side=256")
     assert wrong.code == 2
-    assert "short_side is for folders of image files" in wrong.err
+    assert "short_side and share are for folders of image files" in wrong.err
 
 
 @pytest.mark.parametrize(

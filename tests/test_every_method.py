@@ -428,7 +428,7 @@ def test_the_test_split_is_out_of_reach(each: Examinee, pictures: Finished, tmp_
     workspace = fresh(pictures, tmp_path)
     with (
         mock.patch.object(benchmarks.setting, "Problem", problem),
-        mock.patch.object(benchmarks.trial, "load_dataset", loaded),
+        mock.patch("benchmarks.data.load_dataset", loaded),
     ):
         for _ in benchmarks.trial.run(chosen.spec, workspace):
             pass

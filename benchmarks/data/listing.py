@@ -71,15 +71,7 @@ def listing_of(folder: Path, *, short_side: int | None, allow_bad_images: int) -
         return scan(folder)
     listing = read_manifest(folder)
     if listing.short_side != short_side:
-        there, wanted = (
-            f"with a short side of {side}" if side else "as they came" for side in (listing.short_side, short_side)
-        )
-        advice = (
-            f"{_command(folder)} --cache {short_side}"
-            if short_side
-            else f"add --set data.short_side={listing.short_side}"
-        )
-        raise DataError(f"{folder} holds images {there}, the suite wants them {wanted}; {advice}")
+        raise _other_size(folder, listing.short_side, short_side)
     bad = sorted(listing.unreadable or {})
     if len(bad) > allow_bad_images:
         more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
@@ -88,6 +80,12 @@ def listing_of(folder: Path, *, short_side: int | None, allow_bad_images: int) -
             f"prepare again, or leave them out with --allow-bad-images {len(bad)}"
         )
     return listing
+
+
+def _other_size(folder: Path, there: int | None, wanted: int | None) -> DataError:
+    found, asked = (f"with a short side of {side}" if side else "as they came" for side in (there, wanted))
+    advice = f"{_command(folder)} --cache {wanted}" if wanted else f"add --set data.short_side={there}"
+    return DataError(f"{folder} holds images {found}, the suite wants them {asked}; {advice}")
 
 
 def check_manifest(spec: DataSpec, folder: Path, *, allow_bad_images: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -37,8 +38,10 @@ def fetched(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What `split.load` gives for each request, in order, on the device; the same with any number of loaders.
 
-    requests may have no end. Raises DataError where a process that loads is killed; what `load` raises comes through.
+    There are no more loaders than cores. requests may have no end. Raises DataError where a process that loads is
+    killed; what `load` raises comes through.
     """
+    loaders = min(loaders, len(os.sched_getaffinity(0)))
     ready = _ahead(split, requests, loaders, device) if loaders else (split.load(*request) for request in requests)
     for images, labels in ready:
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
