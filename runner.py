@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -102,6 +102,8 @@ def run(
     lost: dict[str, str] = {}
     if session.missing():
         lost = run_missing(session, engine_named(engine, address, session.suite), tracking_uri, kept)
+    if kept:
+        kept.keep(session.jobs, session.workspace)
     _finish(session, lost)
 
 
@@ -166,17 +168,20 @@ def sweep(
     shares: Annotated[
         str, typer.Option("--shares", help="Of the suite's compute, separated by commas.")
     ] = "0.25,0.5,1,2",
+    weights: WeightsOption = None,
+    bad_images: BadImagesOption = 0,
 ) -> None:
     """Run a suite at several shares of its compute, and say whether the order of methods hangs on it."""
     from reports.stability import write
 
-    whole = open_session(suite, out, data, methods, models, seeds, overrides, engine=engine)
+    place: dict[str, Any] = {"engine": engine, "weights": weights and weights.resolve(), "allow_bad_images": bad_images}
+    whole = open_session(suite, out, data, methods, models, seeds, overrides, **place)
     check_writable(out)
     if not any(entry.name == "float" for entry in whole.suite.methods):
         raise SuiteError("a sweep measures from the float control at the same compute; add float to the methods")
     sessions = {
         share: open_session(
-            suite, out, data, methods, models, seeds, [*overrides, f"compute.epochs={epochs!r}"], engine=engine
+            suite, out, data, methods, models, seeds, [*overrides, f"compute.epochs={epochs!r}"], **place
         )
         for share, epochs in shares_of(shares, whole.suite.compute.epochs).items()
     }
@@ -230,13 +235,16 @@ def show_plan(
     as_json: JsonOption = False,
     measure: Annotated[bool, typer.Option("--measure", help="Time a step of each kind here: hours, disk.")] = False,
     gap: Annotated[float | None, typer.Option("--gap", help="Points: how many seeds show such a difference?")] = None,
+    weights: WeightsOption = None,
+    bad_images: BadImagesOption = 0,
 ) -> None:
     """Show a suite's trials, ceilings in BOPs, and what is done, without running anything."""
     if (measure or gap is not None) and (ids or as_json):
         raise SuiteError("--measure and --gap go with the plan as a table, not with --ids or --json")
     if gap is not None and not gap > 0:
         raise SuiteError(f"--gap {gap:g}: give a difference in points above 0, such as 0.5")
-    session = open_session(suite, out, data, methods, models, seeds, overrides, needs_data=measure)
+    place: dict[str, Any] = {"weights": weights and weights.resolve(), "allow_bad_images": bad_images}
+    session = open_session(suite, out, data, methods, models, seeds, overrides, needs_data=measure, **place)
     records = session.workspace.records
     if ids:
         for trial in session.missing():
@@ -306,6 +314,7 @@ def trial(
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
     weights: WeightsOption = None,
     bad_images: BadImagesOption = 0,
+    storage: StorageOption = None,
 ) -> None:
     """Run one trial in this process: for job arrays without Ray."""
     from benchmarks.engines.local import LocalEngine
@@ -317,8 +326,14 @@ def trial(
     chosen = session.find(trial_id)
     check_writable(out)
     job = next(job for job in session.jobs if job.key == chosen.id)
+    needed = [job, *(other for other in session.jobs if other.key in {f"start-{s.key}" for s in chosen.spec.starts})]
+    kept = None if storage is None else Storage.at(storage)
+    if kept:
+        kept.fetch(needed, session.workspace)
     with View(console, [job], {job.key: 1.0}, session.workspace.records) as view:
         lost = run_jobs(LocalEngine(session.suite.resources), [job], session.workspace, view)
+    if kept:
+        kept.keep(needed, session.workspace)
     if lost:
         errors.print(f"lost: {job.label}: {lost[job.key]}", markup=False)
         raise typer.Exit(FAILED)
@@ -467,11 +482,13 @@ def doctor(
     out: OutOption = DEFAULT_OUT,
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
     weights: WeightsOption = None,
+    bad_images: BadImagesOption = 0,
 ) -> None:
     """Say what will not work here, and how to mend it."""
     from benchmarks.doctor import examine
 
-    findings = examine(load_suite(suite, dict(assignment(text) for text in overrides)), data, out, weights)
+    chosen = load_suite(suite, dict(assignment(text) for text in overrides))
+    findings = examine(chosen, data, out, weights, bad_images)
     for finding in findings:
         console.print(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.what}", markup=False)
     if not all(finding.ok for finding in findings):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.data import AHEAD
-from benchmarks.data.folders import DataError, class_names, find_folder, images_folder
+from benchmarks.data.folders import DataError, class_names, find_folder, fit_classes, images_folder
 from benchmarks.data.listing import MANIFEST, check_manifest
 from benchmarks.environment import require_compiler
 from benchmarks.messages import SuiteError
@@ -34,16 +34,18 @@ class Finding(NamedTuple):
     what: str
 
 
-def examine(suite: Suite, data: Path | None, out: Path, weights: Path | None = None) -> list[Finding]:
+def examine(
+    suite: Suite, data: Path | None, out: Path, weights: Path | None = None, allow_bad_images: int = 0
+) -> list[Finding]:
     """What a suite needs, looked at in a few seconds; nothing is written or fetched."""
     return [
         *_python(),
         *_space(out),
         *_shared_memory(suite),
         *_limits(),
-        *_data(suite, data),
+        *_data(suite, data, allow_bad_images),
         *_plan(suite),
-        *_weights(suite, weights),
+        *_weights(_fitted(suite, data), weights),
         *_devices(suite),
     ]
 
@@ -92,7 +94,16 @@ def _limits() -> Iterator[Finding]:
         yield Finding(False, f"no port can be opened on 127.0.0.1 ({error.strerror}): use --engine local")
 
 
-def _data(suite: Suite, data: Path | None) -> Iterator[Finding]:
+def _fitted(suite: Suite, data: Path | None) -> Suite:
+    """The suite with the number of classes that its folder has, if it has one."""
+    try:
+        folder = find_folder(suite.data.dataset, data)
+        return suite.model_copy(update={"data": fit_classes(suite.data, folder)})
+    except DataError:
+        return suite
+
+
+def _data(suite: Suite, data: Path | None, allow_bad_images: int) -> Iterator[Finding]:
     try:
         folder = find_folder(suite.data.dataset, data)
         yield Finding(True, f"dataset {suite.data.dataset}{_contents(suite.data, folder)}")
@@ -102,7 +113,7 @@ def _data(suite: Suite, data: Path | None) -> Iterator[Finding]:
             advice = (
                 "" if prepared else f"; prepare them: python runner.py prepare --suite {suite.suite} --data {folder}"
             )
-            check_manifest(suite.data, folder, allow_bad_images=0)
+            check_manifest(suite.data, folder, allow_bad_images=allow_bad_images)
             yield Finding(True, f"images {'looked through' if prepared else 'not looked through yet'}{advice}")
     except DataError as error:
         yield Finding(False, str(error))
@@ -129,7 +140,11 @@ def _weights(suite: Suite, folder: Path | None) -> Iterator[Finding]:
     """torchvision's files for networks that start from published weights, and for the teacher."""
     from benchmarks.models import published_weights, weights_file
 
-    for start in plan(suite).starts:
+    try:
+        starts = plan(suite).starts
+    except SuiteError:
+        return  # said already
+    for start in starts:
         if start.pretraining is not None:
             continue
         what = f"weights of {start.model.name} {start.model.weights}"

@@ -107,6 +107,7 @@ def _train(spec: StartSpec, workspace: Workspace, data: Dataset, model: nn.Modul
         train=data.train,
         device=torch.device(workspace.device),
         account=unlimited,
+        augments=spec.data.augment != "none",
         loaders=workspace.loaders,
         ranks=ranks,
     )

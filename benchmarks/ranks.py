@@ -101,12 +101,16 @@ def _together() -> Iterator[None]:
         raise RankLostError(f"{GONE}: {error}") from error
 
 
+def backend_for(device: str) -> str:
+    """torch's name of what carries tensors between ranks; flags and numbers lie on the CPU even with a GPU."""
+    return "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+
+
 @contextmanager
 def joined(rank: int, count: int, meeting: Path, device: str) -> Iterator[Ranks]:
     """Meet the other ranks at a file that none of them has written yet, and part again."""
-    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     dist.init_process_group(
-        backend, init_method=f"file://{meeting.resolve()}", rank=rank, world_size=count, timeout=PATIENCE
+        backend_for(device), init_method=f"file://{meeting.resolve()}", rank=rank, world_size=count, timeout=PATIENCE
     )
     try:
         yield Ranks(rank, count)

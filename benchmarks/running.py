@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from benchmarks.engines import Engine, Job, Outcome, run_jobs
 from benchmarks.session import Session
 from benchmarks.spec import ProceduralSpec
-from benchmarks.storage import Storage
+from benchmarks.storage import Storage, StorageError
 from benchmarks.suite import Suite
 from benchmarks.terminal import console, errors, warn
 
@@ -74,7 +74,10 @@ class Mirrored:
         if job.is_trial and self.tracker and (record := self.session.workspace.records.get(job.key)):
             self.tracker.finished(self.session.trials[job.key], record)
         if self.storage:
-            self.storage.keep(job, self.session.workspace)
+            try:
+                self.storage.keep([job], self.session.workspace)
+            except StorageError as error:  # tried again at the end of the run
+                warn(str(error))
 
 
 def draw_images(session: Session) -> None:

@@ -65,6 +65,7 @@ class Setting:
             device=self.device,
             account=account or Account(0, 0, 0.0),
             teacher=self.teacher,
+            augments=spec.data.augment != "none",
             loaders=self.loaders,
             ranks=self.ranks,
         )

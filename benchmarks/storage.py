@@ -55,11 +55,13 @@ class Storage:
             found += 1
         return found
 
-    def keep(self, job: Job, workspace: Workspace) -> None:
-        """Copy what a job left, if it left anything. Raises StorageError."""
-        here = _place(job, workspace)
-        if here.exists():
+    def keep(self, jobs: Iterable[Job], workspace: Workspace) -> None:
+        """Copy what jobs have left here and is not there yet. Raises StorageError."""
+        for job in jobs:
+            here = _place(job, workspace)
             there = self._there(here, workspace)
+            if not here.exists() or self._run("exists", there):
+                continue
             self._run("makedirs", there.rpartition("/")[0], exist_ok=True)
             self._run("pipe_file", there, here.read_bytes())
 

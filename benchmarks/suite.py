@@ -150,9 +150,8 @@ class Suite(Config):
         for name in (name for pair in self.pairs for name in pair):
             if name not in rows:
                 raise ValueError(f"pairs: {unknown('quantized row', name, rows)}")
-        for entry in self.methods:
-            settled(entry, self.quantizer, self.recipe)
-        for recipe in (self.recipe, self.pretraining.recipe):
+        recipes = [settled(entry, self.quantizer, self.recipe)[1] for entry in self.methods]
+        for recipe in (self.recipe, self.pretraining.recipe, *recipes):
             if (parts := recipe.batch_size // recipe.micro_batch) % self.resources.workers_per_trial:
                 raise ValueError(
                     f"resources.workers_per_trial {self.resources.workers_per_trial} does not divide the {parts} "

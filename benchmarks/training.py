@@ -95,8 +95,8 @@ class Problem:
     """The harness's side of methods.contract.Problem: model, budgets, losses, gradients, streams.
 
     train: the training split; nothing else of the data is in reach of a method. meter: watches a method's work.
-    loaders: processes that load images ahead. ranks: the processes that share each batch. compiled: the model as
-    torch.compile runs it in weight training, where the suite asks for it.
+    augments: whether the suite augments at all. loaders: processes that load images ahead. ranks: the processes that
+    share each batch. compiled: the model as torch.compile runs it in weight training, where the suite asks for it.
     """
 
     model: nn.Module
@@ -113,6 +113,7 @@ class Problem:
     trainee: Trainee | None = None
     meter: ForwardMeter | None = None
     micro_batches: int = 1
+    augments: bool = True
     loaders: int = 0
     ranks: Ranks = ALONE
     compiled: Callable[[Tensor], Tensor] | None = None
@@ -256,7 +257,7 @@ class Problem:
             seed=stream_seed(self.seed, f"{stage}/{phase.name}"),
             batch_size=self.recipe.batch_size,
             micro_batch=self.recipe.micro_batch,
-            augment=phase.augment,
+            augment=phase.augment and self.augments,
             device=self.device,
             position=position,
             loaders=loaders,

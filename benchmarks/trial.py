@@ -72,12 +72,15 @@ INFRASTRUCTURE = (
 """What says nothing about a method: the trial is lost, leaves no record, and runs again next time."""
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error is the machine's want of memory; on CPUs torch has only a RuntimeError for that."""
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
+def machine_s_fault(error: Exception) -> bool:
+    """Whether one of torch's RuntimeErrors says that memory was short, or that a process which loads images was killed.
+
+    The latter is raised by a signal, wherever the trial happens to be.
+    """
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _MACHINE)
 
 
-_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "bad_alloc")
+_MACHINE = ("can't allocate memory", "Cannot allocate memory", "bad_alloc", "DataLoader worker")
 
 
 class CeilingExceededError(Exception):
@@ -156,7 +159,7 @@ def run(spec: TrialSpec, workspace: Workspace, ranks: Ranks = ALONE) -> Generato
     except INFRASTRUCTURE:
         raise
     except Exception as error:
-        if out_of_memory(error):
+        if machine_s_fault(error):
             raise
         if ranks.rank:
             raise RanksDifferError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import time
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,6 +20,7 @@ from benchmarks.data.folders import DataError
 from benchmarks.data.loading import Request, fetched
 from benchmarks.data.stream import Stream
 from benchmarks.spec import DataSpec
+from benchmarks.trial import machine_s_fault
 
 CPU = torch.device("cpu")
 DIGITS = DataSpec(dataset="digits", image_size=8, classes=10, augment="affine")
@@ -38,6 +41,11 @@ class Poisoned:
         if 7 in indices and self.harm == "raise":
             raise DataError("cannot read the image seven")
         return torch.from_numpy(indices.astype(np.float32)), torch.from_numpy(indices)
+
+
+def step_that_loses(worker: int) -> None:
+    os.kill(worker, signal.SIGKILL)
+    time.sleep(20)
 
 
 def one_by_one() -> list[Request]:
@@ -68,6 +76,17 @@ def test_what_cannot_be_read_is_said_as_without_loaders(loaders):
     assert [labels.item() for _, labels in islice(ready, 7)] == list(range(7))
     with pytest.raises(DataError, match="image seven"):
         next(ready)
+
+
+def test_a_loader_that_is_killed_during_a_step_is_no_fault_of_the_method_either():
+    """torch says it by a signal, wherever the main thread is."""
+    others = set(multiprocessing.active_children())
+    ready = fetched(Poisoned("none"), one_by_one(), loaders=1, device=CPU)
+    next(ready)
+    (worker,) = set(multiprocessing.active_children()) - others
+    with pytest.raises(RuntimeError) as caught:
+        step_that_loses(worker.pid)
+    assert machine_s_fault(caught.value)
 
 
 def test_a_loader_that_is_killed_is_no_fault_of_the_method():

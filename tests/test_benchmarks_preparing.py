@@ -149,13 +149,26 @@ def test_copies_are_announced_as_large_as_they_are(tree, tmp_path):
 
 def test_making_copies_goes_on_where_it_was(tree, tmp_path):
     listing = look_through(tree, quiet)
-    make_cache(tree, listing, 28, tmp_path, quiet)
-    kept = tmp_path / "train" / CLASSES[0] / "0.JPEG"
+    place = tmp_path / "copies"
+    make_cache(tree, listing, 28, place, quiet)
+    kept = place / "train" / CLASSES[0] / "0.JPEG"
     kept.write_bytes(jpeg(55))
-    (tmp_path / "train" / CLASSES[0] / "1.JPEG").unlink()
-    make_cache(tree, listing, 28, tmp_path, quiet)
+    (place / "train" / CLASSES[0] / "1.JPEG").unlink()
+    assert cache_size(tree, listing, 28, place).needed < cache_size(tree, listing, 28, tmp_path / "none").needed / 20
+    make_cache(tree, listing, 28, place, quiet)
     assert kept.read_bytes() == jpeg(55)
-    assert (tmp_path / "train" / CLASSES[0] / "1.JPEG").exists()
+    assert (place / "train" / CLASSES[0] / "1.JPEG").exists()
+
+
+def test_copies_of_other_images_or_sizes_are_not_mixed(tree, tmp_path):
+    listing = look_through(tree, quiet)
+    make_cache(tree, listing, 28, tmp_path / "copies", quiet)
+    for place, side in ((tmp_path / "copies", 20), (tree, 28)):
+        with pytest.raises(DataError, match="something else than copies"):
+            make_cache(tree, listing, side, place, quiet)
+    (tree / "val" / CLASSES[0] / "later.JPEG").write_bytes(jpeg(7))
+    with pytest.raises(DataError, match="something else than copies"):
+        make_cache(tree, look_through(tree, quiet), 28, tmp_path / "copies", quiet)
 
 
 def test_a_suite_says_which_copies_it_wants(tree, tmp_path):

@@ -26,7 +26,7 @@ from benchmarks.suite import plan
 from benchmarks.training import Problem, WeightTraining
 from benchmarks.workspace import Workspace
 from methods.quantization.cost import with_pins
-from tests.harness import Silent, comparable, start, tiny_suite
+from tests.harness import ROOT, Silent, comparable, start, tiny_suite
 from tests.problems import MemorySplit, make_method, make_problem, run_search, search
 
 COUNTS = (1, 2, 4)
@@ -230,6 +230,12 @@ def test_ranks_must_divide_the_micro_batches():
         tiny_suite({"resources.workers_per_trial": 4}, **SHARED)
 
 
+def test_a_row_s_own_micro_batch_is_looked_at_too():
+    row = {"name": "uniform-lsq", "settings": {"recipe.micro_batch": 16}}
+    with pytest.raises(SuiteError, match=r"workers_per_trial 2 does not divide the 1 micro-batches"):
+        tiny_suite({"resources.workers_per_trial": 2}, **{**SHARED, "methods": [row]})
+
+
 def test_what_one_rank_cannot_read_is_what_the_job_is_lost_for(tmp_path, monkeypatch):
     # Processes start afresh, so the harm is done on disk: the float start is damaged for whoever reads it.
     suite = tiny_suite({"resources.workers_per_trial": 2}, **SHARED)
@@ -266,3 +272,15 @@ def kill_a_rank() -> None:
 
     children = [child for child in multiprocessing.active_children() if "SpawnProcess" in type(child).__name__]
     max(children, key=lambda child: child.pid or 0).kill()
+
+
+def test_a_cluster_s_nodes_are_sent_all_code_and_no_data():
+    from pathspec import PathSpec
+
+    from benchmarks.engines.ray import STAYS_HERE
+
+    stays = PathSpec.from_lines("gitignore", STAYS_HERE)
+    sent = [*ROOT.glob("methods/**/*.py"), *ROOT.glob("benchmarks/**/*.py"), *ROOT.glob("benchmarks/**/*.yaml")]
+    assert len(sent) > 100
+    assert not [path for path in sent if stays.match_file(path.relative_to(ROOT).as_posix())]
+    assert all(stays.match_file(name) for name in ("runs/a/b.json", "data/x", ".venv/bin/python", "tests/a.py"))

@@ -29,6 +29,15 @@ def test_what_one_machine_ran_another_has(tmp_path, kind):
     assert comparable(tmp_path / "two" / "tiny" / "records") == comparable(tmp_path / "one" / "tiny" / "records")
 
 
+def test_what_was_there_before_the_storage_or_did_not_reach_it_is_sent_by_the_next_run(tmp_path):
+    url = f"file://{tmp_path}/kept"
+    arguments = ("--suite", finished().suite, "--out", tmp_path / "one", "--engine", "local", "--methods", METHODS)
+    assert cli(*arguments).code == 0
+    assert run(finished().suite, tmp_path / "one", url).code == 0  # nothing is left to run
+    assert len(list((tmp_path / "kept" / "tiny" / "records").glob("*.json"))) == 2
+    assert len(list((tmp_path / "kept" / "float").glob("*.pt"))) == 1
+
+
 def test_a_record_that_was_altered_on_the_way_is_refused(tmp_path):
     url = f"file://{tmp_path}/kept"
     assert run(finished().suite, tmp_path / "one", url).code == 0

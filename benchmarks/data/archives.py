@@ -30,7 +30,7 @@ def unpack(archives: Path, folder: Path, progress: Progress) -> None:
             raise DataError(f"no {name} in {archives}; get it from image-net.org (ILSVRC 2012), an account is needed")
     needed = sum((archives / name).stat().st_size for name in (TRAIN, VAL))
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "val").is_dir() and (free := shutil.disk_usage(folder).free) < needed:
+    if not (folder / "train").is_dir() and (free := shutil.disk_usage(folder).free) < needed:
         raise DataError(f"unpacking needs {needed / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB; name another --data")
     try:
         _unpack_train(archives / TRAIN, folder / "train", progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -12,17 +13,19 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 
 from benchmarks.data.decoding import UnreadableError, check, decoded
 from benchmarks.data.folders import DataError
 from benchmarks.data.listing import PARTS, Listing, scan, write_manifest
+from benchmarks.record import write_text_atomic
 
 T = TypeVar("T")
 
 JPEG_QUALITY = 90
+_MARKER = "copies.json"
 _SAMPLE = 200
 _CHUNK = 16
 _SPARE = 1.05
@@ -94,7 +97,8 @@ def cache_size(folder: Path, listing: Listing, short_side: int, place: Path) -> 
     """Before anything is written. Raises DataError where there is no room."""
     paths = [path for part in PARTS for _, path in listing.paths(part)]
     sample = paths[:: max(1, len(paths) // _SAMPLE)]
-    needed = round(fmean(len(_shrunk(folder / path, short_side)) for path in sample) * len(paths))
+    each = fmean(len(_shrunk(folder / path, short_side)) for path in sample)
+    needed = round(each * sum(not _copy_of(path, place).exists() for path in paths))
     there = place
     while not there.exists():
         there = there.parent
@@ -109,8 +113,10 @@ def cache_size(folder: Path, listing: Listing, short_side: int, place: Path) -> 
 def make_cache(folder: Path, listing: Listing, short_side: int, place: Path, progress: Progress) -> Listing:
     """Copies with that short side as JPEGs in the same layout; those that are there already stay.
 
-    Smaller images keep their size. What cannot be read is left out of the copies, hence of their manifest.
+    Smaller images keep their size. What cannot be read is left out of the copies, hence of their manifest. Raises
+    DataError for a folder that holds anything but copies of these images at this size.
     """
+    _claim(place, {"short_side": short_side, "source": listing.digest})
     for name in listing.files:
         (place / name).mkdir(parents=True, exist_ok=True)
     paths = [path for part in PARTS for _, path in listing.paths(part)]
@@ -123,8 +129,26 @@ def make_cache(folder: Path, listing: Listing, short_side: int, place: Path, pro
     return look_through(place, progress, short_side=short_side)
 
 
+def _claim(place: Path, what: dict[str, Any]) -> None:
+    """Have a folder say whose copies it holds. Raises DataError if it holds something else."""
+    marker = place / _MARKER
+    try:
+        held = json.loads(marker.read_bytes()) if marker.exists() else None
+    except ValueError:
+        held = {}
+    if held != what and (held is not None or (place.is_dir() and any(place.iterdir()))):
+        raise DataError(
+            f"{place} holds something else than copies of these images at this size; empty it or name another"
+        )
+    write_text_atomic(marker, json.dumps(what))
+
+
+def _copy_of(path: str, place: Path) -> Path:
+    return place / (path if path.lower().endswith((".jpg", ".jpeg")) else f"{path}.jpg")
+
+
 def _copy(folder: Path, place: Path, short_side: int, path: str) -> None:
-    target = place / (path if path.lower().endswith((".jpg", ".jpeg")) else f"{path}.jpg")
+    target = _copy_of(path, place)
     if target.exists():
         return
     part = target.with_name(f".{target.name}.part")

@@ -88,6 +88,10 @@ class Stream:
             raise SuiteError(
                 f"recipe.batch_size {self.batch_size} exceeds the {len(self.split)} images there are; lower it"
             )
+        if self.batch_size % (self.micro_batch * self.ranks.count):
+            raise SuiteError(
+                f"{self.ranks.count} processes cannot share batches of {self.batch_size} by {self.micro_batch}"
+            )
         requests = self._requests(self.position)
         self._micro_batches = fetched(self.split, requests, loaders=self.loaders, device=self.device)
 

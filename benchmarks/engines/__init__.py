@@ -111,7 +111,7 @@ def work(job: Job, workspace: Workspace, ranks: Ranks | None = None) -> Iterator
             configure_torch(workspace.threads, workspace.device)
             yield from float_start(job.spec, workspace, workspace.load_data(job.spec.data), ranks)
     except (*trial.INFRASTRUCTURE, DivergedError, RuntimeError) as error:
-        if type(error) is RuntimeError and not trial.out_of_memory(error):
+        if type(error) is RuntimeError and not trial.machine_s_fault(error):
             raise
         yield Outcome("lost", str(error) or traceback.format_exc())
         return

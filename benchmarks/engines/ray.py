@@ -33,7 +33,7 @@ from ray.tune.integration.ray_train import TuneReportCallback  # noqa: E402
 
 from benchmarks.engines import EngineError, Job, Observer, Outcome, execute, work  # noqa: E402
 from benchmarks.environment import require_compiler  # noqa: E402
-from benchmarks.ranks import GONE, PATIENCE, Ranks  # noqa: E402
+from benchmarks.ranks import PATIENCE, Ranks, backend_for  # noqa: E402
 from benchmarks.suite import Resources  # noqa: E402
 from benchmarks.training import Progress  # noqa: E402
 from benchmarks.workspace import Workspace  # noqa: E402
@@ -45,8 +45,8 @@ _CONNECT_SECONDS = 10.0
 _WAITING = {"node:__internal_head__": 0.001}
 """What a function needs that waits for its workers: a place on the head node, and no CPU of theirs."""
 
-_STAYS_HERE = ["runs", "data", "docs", "tests", "reports/reference", ".git", ".venv", ".*_cache", ".hypothesis"]
-"""What other nodes of a cluster need not be sent to run trials."""
+STAYS_HERE = ["/runs", "/data", "/docs", "/tests", "/reports/reference", "/.git", "/.venv", "/.*_cache", "/.hypothesis"]
+"""What other nodes need not be sent to run trials: patterns as in a .gitignore, of the top folder alone."""
 
 
 class RayEngine:
@@ -89,7 +89,7 @@ class RayEngine:
                 name=name,
                 storage_path=str(storage),
                 callbacks=[_Forward({job.key: job for job in jobs}, observer)],
-                failure_config=tune.FailureConfig(max_failures=_MAX_WORKER_DEATHS),
+                failure_config=tune.FailureConfig(max_failures=_MAX_WORKER_DEATHS if alone else 0),
                 verbose=0,
             ),
         )
@@ -114,7 +114,7 @@ def _connect(address: str | None) -> None:
     if address is None:
         options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     else:
-        options |= {"runtime_env": {"working_dir": str(ROOT), "excludes": _STAYS_HERE}}
+        options |= {"runtime_env": {"working_dir": str(ROOT), "excludes": STAYS_HERE}}
     try:
         if address and ":" in address:
             _knock(address)
@@ -189,12 +189,10 @@ def train_together(config: dict[str, Any]) -> None:
             tune.report({"progress": [], "outcome": asdict(Outcome("done" if mine else "busy"))})
             return
         storage = workspace.folder / "ray" / "ranks"
-        TorchTrainer(
+        trainer = TorchTrainer(
             train_as_rank,
             train_loop_config=config,
-            torch_config=TorchConfig(
-                backend="nccl" if workspace.gpu else "gloo", timeout_s=int(PATIENCE.total_seconds())
-            ),
+            torch_config=TorchConfig(backend=backend_for(workspace.device), timeout_s=int(PATIENCE.total_seconds())),
             scaling_config=train.ScalingConfig(
                 num_workers=workspace.ranks, use_gpu=workspace.gpu, resources_per_worker=config["needed"]
             ),
@@ -204,7 +202,11 @@ def train_together(config: dict[str, Any]) -> None:
                 callbacks=[TuneReportCallback()],
                 failure_config=train.FailureConfig(max_failures=_MAX_WORKER_DEATHS),
             ),
-        ).fit()
+        )
+        try:
+            trainer.fit()
+        except Exception as error:  # noqa: BLE001 (whatever it was, Ray has tried again as often as it may)
+            tune.report({"progress": [], "outcome": asdict(Outcome("lost", str(error)))})
         shutil.rmtree(storage / job.key, ignore_errors=True)
 
 
@@ -222,8 +224,8 @@ def train_as_rank(config: dict[str, Any]) -> None:
         if ranks.decided(time.monotonic() > until):
             train.report({"progress": seen, "rank": ranks.rank})
             seen, until = [], time.monotonic() + _REPORT_SECONDS
-    if outcome.message.startswith(GONE):
-        raise RuntimeError(outcome.message)  # Ray starts all ranks again, and they go on from the checkpoint
+    if outcome.status == "lost":  # the others wait for this rank; Ray ends them, and all go on from the checkpoint
+        raise RuntimeError(outcome.message)
     train.report({"progress": seen, "outcome": asdict(outcome)})
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import multiprocessing
 import signal
 import tempfile
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
@@ -66,6 +68,7 @@ def _watch(ranks: Sequence[BaseProcess], events: Any) -> Generator[Progress, Non
     The first rank says it. Where it only knows that another has gone, that one's last word says why, or its end.
     """
     last_words: list[Outcome] = []
+    until = math.inf
     while True:
         if asked():
             _stop(ranks[0])
@@ -74,9 +77,10 @@ def _watch(ranks: Sequence[BaseProcess], events: Any) -> Generator[Progress, Non
         except Empty:
             if dead := [process for process in ranks if process.exitcode not in (None, 0)]:
                 return Outcome("lost", f"{_DIED}: {_ending(dead[0])}")
-            if last_words and ranks[0].exitcode == 0:
+            if last_words and (ranks[0].exitcode == 0 or time.monotonic() > until):
                 return last_words[0]
             continue
+        until = time.monotonic() + _NOTICE_SECONDS
         if not isinstance(event, Outcome):
             yield event
         elif event.message.startswith(GONE):
