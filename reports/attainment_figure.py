@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from reports.comparison import Comparison
 from reports.figures import STYLE
@@ -40,5 +41,6 @@ def _panel(axes: Axes, comparison: Comparison, shown: list[Curve]) -> None:
         x, best = grid[reached] / 1e9, best[:, reached]
         axes.fill_between(x, best.min(0), best.max(0), step="post", color=look["color"], alpha=0.15, linewidth=0)
         axes.step(x, np.median(best, 0), where="post", color=look["color"], linewidth=1.2, label=label_of(curve.row))
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_xlabel("GBOPs per image, at most")
     axes.set_ylabel("Test accuracy, %")
