@@ -86,6 +86,7 @@ def test_a_loader_that_is_killed_during_a_step_is_no_fault_of_the_method_either(
     (worker,) = set(multiprocessing.active_children()) - others
     with pytest.raises(RuntimeError) as caught:
         step_that_loses(worker.pid)
+    ready.close()  # type: ignore[attr-defined]
     assert machine_s_fault(caught.value)
 
 

@@ -59,9 +59,13 @@ def _ahead(
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # else it draws from the stream that dropout draws from
     )
+    batches = iter(loader)
     try:
-        yield from loader
+        yield from batches
     except RuntimeError as error:
         if "worker" not in str(error):
             raise
         raise DataError(f"{error}; is memory short? resources.loaders=0 loads in the trial's own process") from error
+    finally:
+        # At once, not when memory is tidied up: until then the end of any child would tell of this one's again.
+        batches._shutdown_workers()  # type: ignore[attr-defined]
