@@ -62,10 +62,13 @@ def _ahead(
     batches = iter(loader)
     try:
         yield from batches
-    except RuntimeError as error:
-        if "worker" not in str(error):
+    except (RuntimeError, EOFError, OSError) as error:  # the latter where it died while handing something over
+        if isinstance(error, RuntimeError) and "worker" not in str(error):
             raise
-        raise DataError(f"{error}; is memory short? resources.loaders=0 loads in the trial's own process") from error
+        raise DataError(
+            f"a worker that loads images has gone ({error!r}); is memory short? "
+            "resources.loaders=0 loads in the trial's own process"
+        ) from error
     finally:
         # At once, not when memory is tidied up: until then the end of any child would tell of this one's again.
         batches._shutdown_workers()  # type: ignore[attr-defined]
