@@ -6,7 +6,7 @@ DOWNLOAD := 3.3 GB
 DISK := 6.5 GB
 
 help: ## list these targets
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1 @/p' Makefile | tr @ '\t' | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1 @/p' Makefile | tr @ '\t' | expand -t 18
 
 quick: install ## compare the methods on digits, and report
 	$(BIN)/python runner.py --suite quick
