@@ -39,7 +39,7 @@ from tests.harness import (
 )
 from tests.problems import make_problem
 
-DEADLINE_SECONDS = 300.0
+DEADLINE_SECONDS = 900.0
 METHOD = "metamix"
 """Its search has two phases with two optimizers, and its weights go on into fine-tuning: most that can be lost."""
 
