@@ -56,11 +56,11 @@ class Storage:
         return found
 
     def keep(self, jobs: Iterable[Job], workspace: Workspace) -> None:
-        """Copy what jobs have left here and is not there yet. Raises StorageError."""
+        """Copy what jobs have left here and is not there, or there otherwise, as after a retry. Raises StorageError."""
         for job in jobs:
             here = _place(job, workspace)
             there = self._there(here, workspace)
-            if not here.exists() or self._run("exists", there):
+            if not here.exists() or (self._run("exists", there) and self._run("size", there) == here.stat().st_size):
                 continue
             self._run("makedirs", there.rpartition("/")[0], exist_ok=True)
             self._run("pipe_file", there, here.read_bytes())

@@ -38,6 +38,16 @@ def test_what_was_there_before_the_storage_or_did_not_reach_it_is_sent_by_the_ne
     assert len(list((tmp_path / "kept" / "float").glob("*.pt"))) == 1
 
 
+def test_a_record_that_was_made_again_takes_the_place_of_the_old_one(tmp_path):
+    url = f"file://{tmp_path}/kept"
+    assert run(finished().suite, tmp_path / "one", url).code == 0
+    there = next((tmp_path / "kept" / "tiny" / "records").glob("*.json"))
+    made = there.read_bytes()
+    there.write_bytes(b"of a trial that failed")
+    assert run(finished().suite, tmp_path / "one", url).code == 0
+    assert there.read_bytes() == made
+
+
 def test_a_record_that_was_altered_on_the_way_is_refused(tmp_path):
     url = f"file://{tmp_path}/kept"
     assert run(finished().suite, tmp_path / "one", url).code == 0
