@@ -54,7 +54,7 @@ class WidthVariances:
     def add(self, bits: int, variances: dict[str, Tensor]) -> None:
         sums = self.sums.setdefault(bits, {})
         for name, variance in variances.items():
-            sums[name] = sums[name] + variance if name in sums else variance
+            sums[name] = sums[name].to(variance.device) + variance if name in sums else variance
 
     def discrepancies(self) -> dict[str, dict[str, float]]:
         """Per batch norm and width: the mean over channels of |ln(variance / variance at the highest width)|.

@@ -168,7 +168,8 @@ class Method(Protocol):
     def state_dict(self) -> dict[str, Any]:
         """Everything beside the model that a restart needs: optimizers, counters, search parameters."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave; tensors come back on the CPU."""
 
 
 class FixedChoice:

@@ -87,8 +87,12 @@ def with_quantizers(model: nn.Module, make: Make, signed: dict[str, bool]) -> nn
 
 
 def brevitas(model: nn.Module, signed: dict[str, bool]) -> nn.Module:
-    """Brevitas's layers: learned-scale integer weights per channel, learned-scale inputs per tensor."""
+    """Brevitas's layers: learned-scale integer weights per channel, learned-scale inputs per tensor.
+
+    Inputs' scales come from the first batch's percentiles, as its quantizers would have them from the first 300.
+    """
     from brevitas import nn as qnn
+    from brevitas.inject.enum import ScalingImplType
     from brevitas.quant.scaled_int import (
         Int8ActPerTensorFloat,
         Int8WeightPerChannelFloat,
@@ -103,8 +107,10 @@ def brevitas(model: nn.Module, signed: dict[str, bool]) -> nn.Module:
         options = {
             "weight_quant": Int8WeightPerChannelFloat,
             "weight_bit_width": bits,
+            "weight_scaling_impl_type": ScalingImplType.PARAMETER_FROM_STATS,
             "input_quant": Int8ActPerTensorFloat if is_signed else Uint8ActPerTensorFloat,
             "input_bit_width": bits,
+            "input_collect_stats_steps": 1,
             "bias": layer.bias is not None,
         }
         if isinstance(layer, nn.Conv2d):

@@ -1,6 +1,6 @@
 """What searching costs over training: `python -m benchmarks.perf.search`.
 
-Three ratios per network, measured side by side in one process, float32, 4-bit weights, activations of 3, 4 or 8 bits:
+Three ratios per network, measured side by side in one process, 4-bit weights, activations of 3, 4 or 8 bits:
 - a MetaMix selection step over (|B| + 1) quantized training steps, |B| the number of widths;
 - a forward through mixtures of all widths, weights and inputs, over one through a single width;
 - a Hessian probe with all weight and activation traces over a float training step, and over probing block by block
@@ -13,18 +13,20 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
 from benchmarks.compute import Account
 from benchmarks.perf.rounds import Ratio, interleaved, ratio
-from benchmarks.perf.step import MODELS
+from benchmarks.perf.step import MODELS, PRECISIONS, Contender, autocast, batch_of, warm_up
 from benchmarks.spec import OptimizerSpec, Recipe, Space
 from benchmarks.suite import candidates_of
 from benchmarks.training import Problem
@@ -44,18 +46,20 @@ from methods.sensitivity import hessian_samples
 
 WIDTHS = (3, 4, 8)
 _SPACE, _JOINT = Space(weights=(4,), activations=WIDTHS), Space(weights=WIDTHS, activations=WIDTHS)
-_WARM_UP = 2
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was set against what, on one network."""
+    """What was set against what, on one network. ratio, low, high: median and quartiles over rounds."""
 
     work: str
     base: str
     model: str
+    precision: str
     seconds: float
-    ratio: Ratio
+    ratio: float
+    low: float
+    high: float
 
 
 def main() -> None:
@@ -63,6 +67,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS), help="separated by commas, names of torchvision's")
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of autocast")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -72,30 +77,28 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     rows = [row for name in options.models.split(",") for row in measured(name, options)]
     if options.json:
-        print(json.dumps([{**asdict(row), "ratio": row.ratio._asdict()} for row in rows]))
+        print(json.dumps({"rows": [asdict(row) for row in rows]}))
         return
     for row in rows:
-        print(f"{row.model:20s} {row.work:28s} {row.seconds * 1e3:8.1f} ms {row.ratio} of {row.base}")
+        of_base = Ratio(row.ratio, row.low, row.high)
+        print(f"{row.model:20s} {row.work:28s} {row.seconds * 1e3:8.1f} ms {of_base} of {row.base}")
 
 
 def measured(name: str, options: argparse.Namespace) -> Iterator[Row]:
     device = torch.device(options.device)
-    torch.manual_seed(0)
-    images = torch.randn(options.batch, 3, options.image_size, options.image_size, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    batch = MicroBatch(images, torch.randint(0, 1000, (options.batch,), device=device))
+    batch = MicroBatch(*batch_of(options.batch, options.image_size, device))
     network = getattr(torchvision.models, name)(num_classes=1000)
-    works = {work: _synchronised(run, device) for work, run in works_on(network, batch).items()}
+    cast = partial(autocast, device, options.precision)
+    works = {work: _as_trained(run, cast, device) for work, run in works_on(network, batch).items()}
     once = {work: run for work, run in works.items() if work == _SEPARATE and options.separate}
     works.pop(_SEPARATE)
     for run in works.values():
-        for _ in range(_WARM_UP):
-            run()
+        warm_up(run)
     seconds = interleaved(works, options.rounds)
 
     def row(work: str, base: str, times: float, label: str) -> Row:
-        own = sorted(seconds[work])[len(seconds[work]) // 2]
-        return Row(work, label, name, own, ratio(seconds[work], seconds[base], times))
+        of_base = ratio(seconds[work], seconds[base], times)
+        return Row(work, label, name, options.precision, median(seconds[work]), *of_base)
 
     branches = len(WIDTHS) + 1
     yield row("quantized step", "float step", 1, "a float step")
@@ -110,9 +113,12 @@ def measured(name: str, options: argparse.Namespace) -> Iterator[Row]:
 _SEPARATE = "Hessian probe, block by block"
 
 
-def _synchronised(run: Callable[[], Any], device: torch.device) -> Callable[[], None]:
+def _as_trained(
+    run: Callable[[], Any], cast: Callable[[], AbstractContextManager[Any]], device: torch.device
+) -> Callable[[], None]:
     def work() -> None:
-        run()
+        with cast():
+            run()
         if device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -122,7 +128,7 @@ def _synchronised(run: Callable[[], Any], device: torch.device) -> Callable[[], 
 def works_on(network: nn.Module, batch: MicroBatch) -> dict[str, Callable[[], Any]]:
     """Name -> what is to be timed, each on a copy of `network` of its own."""
     own = deepcopy(network).to(batch.images.device).to(memory_format=torch.channels_last).train()
-    float_step = _training(own, batch)
+    float_step = partial(Contender(own).step, batch.images, batch.labels)
     fixed, single, mixed = (problem_on(network, batch, space) for space in (_SPACE, _JOINT, _JOINT))
     _select_four_bits(fixed)
     _select_four_bits(single)
@@ -145,24 +151,13 @@ def works_on(network: nn.Module, batch: MicroBatch) -> dict[str, Callable[[], An
 
     return {
         "float step": float_step,
-        "quantized step": _training(fixed.model, batch),
+        "quantized step": partial(Contender(fixed.model).step, batch.images, batch.labels),
         "MetaMix selection step": lambda: metamix.step([batch], SELECTION),
         "forward at one width": lambda: single.model(batch.images),
         "mixture forward": lambda: mixed.model(batch.images),
         "Hessian probe, all traces": hessian(separate=False),
         _SEPARATE: hessian(separate=True),
     }
-
-
-def _training(model: nn.Module, batch: MicroBatch) -> Callable[[], None]:
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(model(batch.images), batch.labels).backward()
-        optimizer.step()
-
-    return step
 
 
 def problem_on(network: nn.Module, batch: MicroBatch, space: Space) -> Problem:

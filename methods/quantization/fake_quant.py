@@ -93,7 +93,7 @@ class _FakeQuantize(torch.autograd.Function):
             grad_step = (total * ctx.scale).reshape(step.shape).to(step.dtype)
         grad_offset = None
         if offset is not None and ctx.needs_input_grad[2]:
-            total = torch.where(inside, zero, g).sum()
+            total = torch.where(inside, zero, g.float()).sum()
             grad_offset = (total * ctx.scale).reshape(offset.shape).to(offset.dtype)
         return grad_x, grad_step, grad_offset, None, None
 
@@ -119,7 +119,7 @@ class _Fused(torch.autograd.Function):
         given: Sequence[Tensor] = ranges[:count]  # type: ignore[assignment]
         offsets = ranges[count:]
         if weights is None:
-            steps, offset = given[0].detach(), offsets[0]
+            steps, offset = given[0].detach().contiguous(), offsets[0]
             found = (
                 kernels.constants_of_one(grids[0], scales[0])
                 if offset is None
@@ -157,8 +157,9 @@ class _FusedTogether(torch.autograd.Function):
         assert kernels is not None
         ctx.set_materialize_grads(False)
         found = [kernels.constants_of_one(grid, scale) for grid, scale in zip(grids, scales, strict=True)]
-        ctx.save_for_backward(*tensors)
-        ctx.launch = kernels.Launch(list(map(kernels.Operand, tensors[:count], tensors[count:], found)))
+        steps = [step.contiguous() for step in tensors[count:]]
+        ctx.save_for_backward(*tensors[:count], *steps)
+        ctx.launch = kernels.Launch(list(map(kernels.Operand, tensors[:count], steps, found)))
         return tuple(ctx.launch.forward(tensors[:count]))
 
     @staticmethod

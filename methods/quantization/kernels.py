@@ -9,12 +9,10 @@ The compiled code is kept beside this file, or in numba's own cache where this f
 from __future__ import annotations
 
 import ctypes
-import re
 from array import array
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from itertools import chain
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numba
@@ -23,7 +21,7 @@ import torch
 from numba import carray, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from methods.quantization.grid import Grid
 
@@ -64,7 +62,12 @@ def constants_of_one(grid: Grid, scale: float) -> Constants:
 
 
 def fits(x: Tensor) -> bool:
-    """Whether the kernels take this tensor: float32 on the CPU, dense in one of torch's memory formats, not empty."""
+    """Whether the kernels take this tensor: float32 on the CPU, dense in one of torch's memory formats, not empty.
+
+    Subclasses are left alone: those of torch's own tracing have no memory to read.
+    """
+    if type(x) not in (Tensor, nn.Parameter):
+        return False
     if x.dtype != torch.float32 or x.device.type != "cpu" or not x.numel():
         return False
     return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
@@ -91,7 +94,8 @@ class Launch:
         self.memory = array("q", [len(fields), *chain.from_iterable(fields)])
         self.address = self.memory.buffer_info()[0]
         shares = sum(min(task[_ROWS], -(-task[_SIZE] // _SHARE)) for task in fields)
-        self.threads = min(torch.get_num_threads(), shares)
+        # All of torch's threads or one: OpenMP's runtime ends threads that a smaller team leaves idle.
+        self.threads = torch.get_num_threads() if shares > 1 else 1
 
     def forward(self, xs: Sequence[Tensor]) -> list[Tensor]:
         """sum_k weight_k * Q_k(activation(x)) of each, like its `x`; a single branch is not weighted."""
@@ -120,7 +124,8 @@ class Launch:
             if g.dtype != x.dtype or not _same_layout(g, x):
                 g = torch.empty_like(x).copy_(g)
             sums, totals = memory[first + _ROWS] * memory[first + _BRANCHES], step.numel()
-            grad, room = torch.empty_like(x), torch.empty(3 * (sums + totals))
+            grad = torch.empty_like(x)
+            room = torch.empty(3 * (sums + totals), dtype=torch.float32, device="cpu")  # whatever torch's defaults are
             address = room.data_ptr()
             memory[first + _X], memory[first + _STEPS] = x.data_ptr(), step.data_ptr()
             memory[first + _G], memory[first + _OUT] = g.data_ptr(), grad.data_ptr()
@@ -135,7 +140,7 @@ class Launch:
         return range(1, len(self.memory), _FIELDS)
 
     def _run(self, function: _Compiled) -> None:
-        """On torch's threads, as many as there is work for; the tasks one after the other, each by all threads."""
+        """The tasks one after the other, each by all of torch's threads."""
         if self.threads > 1 and (parallel := _openmp()):
             parallel(function.address, self.address, self.threads, 0)
         else:
@@ -146,6 +151,8 @@ def _fields(operand: Operand) -> tuple[int, ...]:
     """A task, as the forward needs it but for its output."""
     size, branches = operand.x.numel(), len(operand.found.values)
     channels = operand.steps.numel() // branches
+    if channels not in (1, operand.x.shape[0] if operand.x.dim() else 1) or not operand.steps.is_contiguous():
+        raise ValueError(f"steps of shape {tuple(operand.steps.shape)} do not fit a tensor of {tuple(operand.x.shape)}")
     length, rows = (size // channels, channels) if channels > 1 else (BLOCK, -(-size // BLOCK))
     return (
         0, rows, length, size, branches, channels, _ACTIVATIONS[operand.activation], operand.x.data_ptr(), 0, 0, 0, 0,
@@ -384,14 +391,13 @@ _forward_task, _backward_task = _Compiled(_forward_rows), _Compiled(_backward_ro
 
 @cache
 def _openmp() -> Any:
-    """GOMP_parallel of the OpenMP runtime that torch has loaded, so that its threads do the work; None without one.
+    """GOMP_parallel of the OpenMP runtime that torch is linked to, so that its threads do the work; None without one.
 
-    Threads of our own would compete with torch's, which spin for a while after each of its operations.
+    Threads of our own, or another runtime's, would compete with torch's, which spin for a while after each operation.
     """
-    maps = Path("/proc/self/maps")
-    loaded = re.search(r"/\S*lib(?:gomp|iomp5|omp)\b\S*\.so\S*", maps.read_text()) if maps.exists() else None
-    if loaded is None:
+    try:
+        parallel = ctypes.CDLL(torch._C.__file__).GOMP_parallel  # looked for in what torch loads, and nowhere else
+    except (OSError, AttributeError):
         return None
-    parallel = ctypes.CDLL(loaded.group(0)).GOMP_parallel
     parallel.argtypes, parallel.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
     return parallel

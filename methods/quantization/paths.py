@@ -26,8 +26,10 @@ _plain_only: ContextVar[bool] = ContextVar("plain_only", default=os.environ.get(
 def _kernels() -> ModuleType | None:
     try:
         from methods.quantization import kernels
-    except (ImportError, RuntimeError) as error:  # numba raises the latter where it finds no folder for its cache
-        warnings.warn(f"quantization runs in plain PyTorch, at about twice the time: {error}", stacklevel=2)
+    except Exception as error:  # noqa: BLE001 (no numba, no folder for its cache, or a damaged one: it may raise anything)
+        advice = "install numba, or delete the *.nbi and *.nbc files of methods/quantization/__pycache__"
+        what = f"{type(error).__name__}: {error}"
+        warnings.warn(f"quantization runs in plain PyTorch, at about twice the time ({what}); {advice}", stacklevel=2)
         return None
     return kernels
 
