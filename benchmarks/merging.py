@@ -5,7 +5,7 @@ from __future__ import annotations
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.messages import SuiteError
 from benchmarks.record import Record, Records, parse_record
 from benchmarks.spec import PROTOCOL, canonical_json, digest
+from benchmarks.suite import Trial
 
 LARGEST_RECORD = 50 * 2**20
 """Bytes; a file in an archive that claims more is no record."""
@@ -44,17 +45,18 @@ class Merged:
     conflicts: list[Conflict] = field(default_factory=list)
 
 
-def merge(sources: Sequence[Path], suite: str, records: Records, wanted: Iterable[str]) -> Merged:
-    """Copy the records of the trials `wanted` into `records`; of two results the one that is there first stays.
+def merge(sources: Sequence[Path], suite: str, records: Records, trials: Mapping[str, Trial]) -> Merged:
+    """Copy records of the suite's `trials` (by id) into `records`; of two results the one that is there first stays.
 
     sources: output folders, folders of records, or tar or zip archives of either. Raises SuiteError, with nothing
-    written, for sources that are no such thing and for records of other protocols or of other data; RecordError for
-    damaged records.
+    written, for sources that are no such thing and for records of other protocols, of no trial of the suite, or of
+    other data; RecordError for damaged records.
     """
-    keys = set(wanted)
-    found = [(record, str(source)) for source in sources for record in _records_in(source, suite) if record.id in keys]
-    there = [(record, str(records.folder)) for record in records if record.id in keys]
-    _check(there + found)
+    found = [(record, str(source)) for source in sources for record in _records_in(source, suite)]
+    _check_protocol(found)
+    _check_trials(found, suite, trials)
+    there = [(record, str(records.folder)) for key in trials if (record := records.get(key))]
+    _check_data(there + found)
     merged = Merged()
     for record, source in found:
         kept = records.get(record.id)
@@ -114,12 +116,39 @@ def _is_record(name: str, suite: str) -> bool:
     return folders[-1] == "records" and folders[-2] == suite
 
 
-def _check(found: Sequence[tuple[Record, str]]) -> None:
-    """Refuse records of another protocol, and different data under one description of it."""
-    digests: dict[str, tuple[Any, str]] = {}
+Found = Sequence[tuple[Record, str]]
+
+
+def _check_protocol(found: Found) -> None:
     for record, source in found:
         if (protocol := record.spec.get("protocol")) != PROTOCOL:
             raise SuiteError(f"{source}: record {record.id} is of protocol {protocol}, this version is {PROTOCOL}")
+
+
+def _check_trials(found: Found, suite: str, trials: Mapping[str, Trial]) -> None:
+    """Refuse records of trials that the suite does not have."""
+    strange = [(record, source) for record, source in found if record.id not in trials]
+    if not strange:
+        return
+    record, source = strange[0]
+    nearest = min((_differing(record, trial) for trial in trials.values()), key=len, default=[])
+    raise SuiteError(
+        f"{source}: {len(strange)} of {len(found)} records are of no trial of {suite}, such as {record.id}: the "
+        f"nearest trial differs in {', '.join(nearest)}; name the suite that they are of, give merge the --set that "
+        "they were run with, or move them away"
+    )
+
+
+def _differing(record: Record, trial: Trial) -> list[str]:
+    """Parts of the specification that differ."""
+    ours, theirs = trial.spec.model_dump(mode="json"), record.spec
+    return [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
+
+
+def _check_data(found: Found) -> None:
+    """Refuse different data under one description of it."""
+    digests: dict[str, tuple[Any, str]] = {}
+    for record, source in found:
         data, seen = canonical_json(record.spec.get("data")), record.observed.get("data_digest")
         first, where = digests.setdefault(data, (seen, source))
         if seen != first and None not in (seen, first):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from reports.comparison import Cell, Comparison
+from reports.comparison import WORST, Cell, Comparison
 from reports.display import NOTHING, count, interval, percent, points, unbroken
 from reports.resampling import (
     FEWEST_BLOCKS,
@@ -22,21 +22,21 @@ from reports.resampling import (
     sign_flip_p,
 )
 from reports.statistics import Interval, Mean, mean_interval
+from reports.summary import ENOUGH_SEEDS
 from reports.tables import Row, Table
 
 LEVEL = 0.05
-WORST: tuple[str, ...] = ("failed", "over_ceiling")
-"""States that are a method's own fault: they count as an accuracy of 0, the worst there is."""
 
 READING = (
     "A run's score is its test accuracy minus that of the same seed's float control, in points; several draws of "
     "one seed count as one run, their mean, and a trial that failed or is over its ceiling as accuracy 0. IQM: "
-    "per seed the interquartile mean over networks and ceilings, then the mean over seeds with its 95 % "
-    "t-interval. Pairs: a block is one network and seed; its difference is the mean over ceilings, given with the "
-    f"95 % t-interval over blocks. p: exact sign flips, one sign per block, two-sided, none below {FEWEST_BLOCKS} "
-    "blocks; adjusted by Holm for all pairs of the table. P(better): the chance that a run of the first row "
-    "scores above one of the second under the same ceiling, ties half, with its jackknife interval; none for rows "
-    "that are wholly apart."
+    "of each seed's n cells (network and ceiling) the highest and the lowest ⌊n / 4⌋ are left out and the others "
+    "averaged, then the seeds, all of them, with their 95 % t-interval; with fewer than four cells nothing is left "
+    "out, and it is called the mean. Pairs: a block is one network and seed; its difference is the mean over "
+    "ceilings, given with the 95 % t-interval over blocks. p: exact sign flips, one sign per block, two-sided, none "
+    f"below {ENOUGH_SEEDS} seeds or {FEWEST_BLOCKS} blocks; adjusted by Holm for all pairs of the table. P(better): "
+    "the chance that a run of the first row scores above one of the second under the same ceiling, ties half, with "
+    "its jackknife interval; no interval for rows that are wholly apart, and neither number of a single seed."
 )
 
 
@@ -58,8 +58,21 @@ class RowScores:
         return np.concatenate([values.ravel() for values in self.scores.values()])
 
     @property
+    def seeds(self) -> int:
+        """Of the network that has fewest."""
+        return min(len(values) for values in self.scores.values())
+
+    @property
+    def cells(self) -> int:
+        """Networks times ceilings."""
+        return sum(values.shape[1] for values in self.scores.values())
+
+    @property
     def score(self) -> Mean:
-        """Over seeds, of each seed's interquartile mean over networks and ceilings."""
+        """Over seeds, of each seed's interquartile mean over its cells; no seed is left out.
+
+        Of fewer than four cells nothing is trimmed, and it is the mean.
+        """
         by_seed = np.concatenate(list(self.scores.values()), axis=1)
         return mean_interval([interquartile_mean(values) for values in by_seed])
 
@@ -75,6 +88,7 @@ class Pair:
     adjusted: float | None = None
     better: float | None = None
     better_interval: Interval | None = None
+    seeds: int = 0
     judged: int = 1
     absent: str = ""
 
@@ -87,6 +101,8 @@ class Pair:
     def verdict(self) -> str:
         if self.absent:
             return self.absent
+        if self.seeds < ENOUGH_SEEDS:
+            return f"fewer than {ENOUGH_SEEDS} seeds: no p-value"
         if self.adjusted is None or self.difference is None:
             return f"fewer than {FEWEST_BLOCKS} blocks: no p-value"
         if not self.called:
@@ -160,19 +176,25 @@ def _pair(ours: RowScores, theirs: RowScores) -> Pair:
         if values.shape != theirs.scores[model].shape:
             return Pair(ours.row, theirs.row, absent="not the same seeds and ceilings")
         blocks += (values - theirs.scores[model]).mean(1).tolist()
+    difference, seeds = mean_interval(blocks), ours.seeds
+    if seeds == 1:  # blocks of one seed tell how networks differ, not what another seed would give
+        return Pair(ours.row, theirs.row, difference=replace(difference, interval=None), seeds=seeds)
     return Pair(
         ours.row,
         theirs.row,
-        difference=mean_interval(blocks),
-        p=sign_flip_p(blocks),
+        difference=difference,
+        p=sign_flip_p(blocks) if seeds >= ENOUGH_SEEDS else None,
         better=improvement(ours.scores, theirs.scores),
         better_interval=improvement_interval(ours.scores, theirs.scores),
+        seeds=seeds,
     )
 
 
 def scores_table(rows: list[RowScores]) -> Table:
-    """Row -> interquartile mean of its scores."""
-    header = ("Method", "Runs", "IQM minus float control, points", "Worst run, points", "Notes")
+    """Row -> interquartile mean of its scores; where it trims nothing, it is called the mean."""
+    trimmed = any(row.cells >= 4 for row in rows)
+    name = f"{'IQM' if trimmed else 'Mean'} minus float control, points"
+    header = ("Method", "Runs", name, "Worst run, points", "Notes")
     lines = []
     for row in rows:
         if row.absent:

@@ -13,14 +13,17 @@ from matplotlib.ticker import MaxNLocator
 from reports.comparison import Comparison
 from reports.figures import STYLE
 from reports.fronts import Curve, attained, curves
-from reports.marks import label_of, marker, plain
+from reports.marks import label_of, line, plain
 from reports.panels import legend_of, panels_of
 
 _POINTS = 200
 
 
 def attainment_figure(comparison: Comparison) -> Figure:
-    """A panel per network; rows with several ceilings and no run amiss. Line: median seed; band: lowest to highest."""
+    """A panel per network; rows with several ceilings and no run missing. Line: median seed; band: lowest to highest.
+
+    Failed runs are at 0 and off the lower edge: the axis would else be all of it.
+    """
     found = {model: shown for model in comparison.models if (shown := curves(comparison, model))}
     with rc_context(STYLE):
         figure, panels = panels_of(list(found) or ["no row with several ceilings yet"])
@@ -35,12 +38,15 @@ def _panel(axes: Axes, comparison: Comparison, shown: list[Curve]) -> None:
     every = [point.bops for curve in shown for points in curve.points.values() for point in points]
     grid = np.exp(np.linspace(math.log(min(every)), math.log(max(every) * 1.05), _POINTS))
     for curve in shown:
-        look = marker(comparison.rows.index(curve.row))
+        look = line(comparison.rows.index(curve.row), _POINTS)
         best = 100 * np.array([attained(points, grid) for points in curve.points.values()])
         reached = ~np.isnan(best).any(0)
         x, best = grid[reached] / 1e9, best[:, reached]
         axes.fill_between(x, best.min(0), best.max(0), step="post", color=look["color"], alpha=0.15, linewidth=0)
-        axes.step(x, np.median(best, 0), where="post", color=look["color"], linewidth=1.2, label=label_of(curve.row))
+        axes.step(x, np.median(best, 0), where="post", label=label_of(curve.row), **look)
+    lowest = min((p.accuracy for curve in shown for ps in curve.points.values() for p in ps if p.accuracy), default=0.0)
+    if lowest and any(curve.failed for curve in shown):
+        axes.set_ylim(bottom=100 * lowest - 1)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_xlabel("GBOPs per image, at most")
     axes.set_ylabel("Test accuracy, %")

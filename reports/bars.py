@@ -1,16 +1,18 @@
-"""The compute account as stacked bars: what searching and fine-tuning took of each row's grant."""
+"""The compute account as stacked bars: what each phase took of each row's grant, and the teacher of them all."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from reports.account import Account, account_of
-from reports.comparison import Cell, Comparison
+from reports.comparison import Comparison
 from reports.display import epochs
+from reports.phases import FINETUNE, Spending, phase_words, spendings
 
-COLOURS = {"search": "#E69F00", "fine-tuning": "#0072B2"}
+FINETUNE_COLOUR, TEACHER_COLOUR = "#0072B2", "#7f8790"
+SEARCH_COLOURS = ("#E69F00", "#D55E00", "#CC79A7", "#F0E442", "#009E73", "#56B4E9")
+TEACHER = "teacher"
 
 
 @dataclass(frozen=True)
@@ -32,28 +34,30 @@ class Bar:
 
 def bars_of(comparison: Comparison) -> list[Bar]:
     """A bar per network and row; a full one is the grant, or the largest spending where searches are free."""
-    found: dict[tuple[str, str], list[Account]] = {}
-    for cell in comparison.cells:
-        found.setdefault((cell.model, cell.row), []).extend(_accounts(cell))
-    spent = {key: _means(accounts) for key, accounts in found.items() if accounts}
-    longest = max((sum(means) for means in spent.values()), default=0.0)
-    return [
-        _bar(f"{model} · {row}", means, max(longest, found[model, row][0].granted_epochs))
-        for (model, row), means in spent.items()
-    ]
+    found = [(spending, _stretches(spending)) for spending in spendings(comparison)]
+    longest = max((math.fsum(stretches.values()) for _, stretches in found), default=0.0)
+    colours = colours_of(comparison)
+    return [_bar(spending, stretches, colours, max(longest, spending.granted_epochs)) for spending, stretches in found]
 
 
-def _accounts(cell: Cell) -> list[Account]:
-    return [account for outcome in cell.ok if (account := account_of(outcome))]
+def colours_of(comparison: Comparison) -> dict[str, str]:
+    """Phase, in words -> colour, for the legend: searches, fine-tuning, the teacher where there is one."""
+    names = dict.fromkeys(name for spending in spendings(comparison) for name in _stretches(spending))
+    fixed = {phase_words(FINETUNE): FINETUNE_COLOUR, TEACHER: TEACHER_COLOUR}
+    searches = [name for name in names if name not in fixed]
+    colours = {name: SEARCH_COLOURS[index % len(SEARCH_COLOURS)] for index, name in enumerate(searches)}
+    return colours | {name: colour for name, colour in fixed.items() if name in names}
 
 
-def _means(accounts: Sequence[Account]) -> tuple[float, float]:
-    """Mean recipe epochs of searching and of fine-tuning."""
-    search = math.fsum(account.epochs_of("search") for account in accounts) / len(accounts)
-    return search, math.fsum(account.epochs_of("finetune") for account in accounts) / len(accounts)
+def _stretches(spending: Spending) -> dict[str, float]:
+    """Phase, in words -> recipe epochs without the teacher, whose own come last."""
+    own = {phase_words(phase.name): phase.epochs - phase.teacher_epochs for phase in spending.phases}
+    taught = math.fsum(phase.teacher_epochs for phase in spending.phases)
+    return own | ({TEACHER: taught} if taught else {})
 
 
-def _bar(label: str, means: tuple[float, float], whole: float) -> Bar:
-    parts = [Part(round(100 * mean / whole, 2), colour) for mean, colour in zip(means, COLOURS.values(), strict=True)]
-    words = ", ".join(f"{name} {epochs(mean)} epochs" for name, mean in zip(COLOURS, means, strict=True))
+def _bar(spending: Spending, stretches: Mapping[str, float], colours: Mapping[str, str], whole: float) -> Bar:
+    label = f"{spending.model} · {spending.row}"
+    parts = [Part(round(100 * length / whole, 2), colours[name]) for name, length in stretches.items()]
+    words = ", ".join(f"{name} {epochs(length)} epochs" for name, length in stretches.items())
     return Bar(label, tuple(part for part in parts if part.percent), f"{label}: {words}")

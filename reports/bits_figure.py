@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
 from reports.comparison import Comparison
-from reports.figures import STYLE
+from reports.figures import STYLE, TEXT_WIDTH
 from reports.marks import plain
 from reports.strips import COLOURS, Strip, colour, strip_of
 
@@ -24,7 +25,8 @@ def bits_figure(comparison: Comparison) -> Figure:
     shown = {model: strips for model, strips in found.items() if strips}
     heights = [len(strips) for strips in shown.values()] or [1]
     with rc_context(STYLE):
-        figure = Figure(figsize=(11, 0.85 * len(heights) + 0.2 * sum(heights) + 0.5), layout="constrained")
+        height = 0.7 * len(heights) + 0.14 * sum(heights) + 0.4
+        figure = Figure(figsize=(TEXT_WIDTH, height), layout="constrained")
         grid = figure.subplots(len(heights), 2, squeeze=False, height_ratios=heights)
         for (model, strips), (left, right) in zip(shown.items(), grid, strict=False):
             activations = [[tile.activation for tile in strip.tiles] for strip in strips]
@@ -48,21 +50,23 @@ def _first_strips(comparison: Comparison, model: str) -> list[Strip]:
 def _picture(axes: Axes, title: str, strips: Sequence[Strip], bits: Sequence[Sequence[int]]) -> None:
     longest = max(map(len, bits))
     padded = [[*row, *[float("nan")] * (longest - len(row))] for row in bits]
-    axes.pcolormesh(padded, cmap=ListedColormap(COLOURS), vmin=0.5, vmax=8.5, edgecolors="white", linewidth=0.4)
-    axes.set_title(title, parse_math=False)
+    axes.pcolormesh(padded, cmap=ListedColormap(COLOURS), vmin=0.5, vmax=8.5, edgecolors="white", linewidth=0.3)
+    axes.set_title(title, fontsize=7.5, parse_math=False)
     axes.set_yticks([])
-    axes.set_xticks([place + 0.5 for place in range(0, longest, 5)], [str(place + 1) for place in range(0, longest, 5)])
+    places = range(0, longest, 10 if longest > 30 else 5)
+    axes.set_xticks([place + 0.5 for place in places], [str(place + 1) for place in places])
     axes.set_xlabel("layer, in graph order")
-    for row, strip in enumerate(strips):
-        for place, tile in enumerate(strip.tiles):
-            if tile.pinned:
-                axes.add_patch(Rectangle((place, row), 1, 1, fill=False, edgecolor=PINNED, linewidth=1))
+    pinned = [(place, row) for row, strip in enumerate(strips) for place, tile in enumerate(strip.tiles) if tile.pinned]
+    corners = [[(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)] for x, y in pinned]
+    axes.add_collection(PolyCollection(corners, facecolors="none", edgecolors=PINNED, linewidths=0.7))
     axes.invert_yaxis()
 
 
 def _labels(axes: Axes, strips: Sequence[Strip]) -> None:
-    for row, strip in enumerate(strips):
-        axes.text(-0.4, row + 0.5, plain(strip.label, 60), ha="right", va="center", fontsize=7, parse_math=False)
+    """As ticks of the axis, for which the layout makes room."""
+    names = [plain(strip.label.replace("uniform:", ""), 60) for strip in strips]
+    axes.set_yticks([row + 0.5 for row in range(len(strips))], names, fontsize=6, parse_math=False)
+    axes.tick_params(axis="y", length=0)
 
 
 def _legend(figure: Figure, shown: Mapping[str, Sequence[Strip]]) -> None:

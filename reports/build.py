@@ -16,7 +16,8 @@ from reports.across import row_scores
 from reports.comparison import Comparison, RecordSource, gather
 from reports.ledgers import cell_rows, layer_rows, trial_rows
 from reports.page import DPI
-from reports.references import bibliography
+from reports.phases import phase_rows
+from reports.references import OF_METHOD, bibliography
 from reports.summary import Summary, summarise
 
 
@@ -36,9 +37,9 @@ def build_report(plan: Plan, records: RecordSource, out: Path) -> Report:
     """Write the report of a plan into `out`, each file whole or not at all; missing trials are shown as missing.
 
     Files: suite.yaml (the suite as resolved), table.csv (a row per trial), summary.csv (a row per cell), layers.csv (a
-    row per layer of a trial), references.bib, table.tex, figures (pareto, profile, attainment, curves, each .pdf and
-    .png, and bits.png), report.md, index.html. The same plan and records give the same bytes. Raises ComparisonError
-    where records of several protocols or data sets would stand in one table.
+    row per layer of a trial), account.csv (a row per phase of a trial), references.bib, table.tex, figures (pareto,
+    profile, attainment, curves, bits, each .pdf and .png), report.md, index.html. The same plan and records give the
+    same bytes. Raises ComparisonError where records of several protocols or data sets would stand in one table.
     """
     comparison = gather(plan, records)
     paths = []
@@ -53,11 +54,14 @@ def _files(comparison: Comparison, summaries: tuple[Summary, ...]) -> Iterator[t
     suite = comparison.plan.suite.model_dump(mode="json")
     yield "suite.yaml", yaml.safe_dump(suite, sort_keys=False, allow_unicode=True).encode()
     sheets = {"table": trial_rows(comparison), "summary": cell_rows(summaries), "layers": layer_rows(comparison)}
+    sheets["account"] = phase_rows(comparison)
     for name, rows in sheets.items():
         yield f"{name}.csv", tables.write_csv(list(rows[0]) if rows else [], rows).encode()
     yield "references.bib", bibliography(comparison.plan.suite).encode()
     free = f" {page.FREE_SEARCH}" if comparison.plan.suite.compute.protocol == "free-search" else ""
-    yield "table.tex", tables.latex(tables.summary_tables(comparison, summaries), tables.READING + free).encode()
+    cited = {entry.row: OF_METHOD.get(entry.name, ()) for entry in comparison.plan.suite.methods}
+    shown = tables.summary_tables(comparison, summaries)
+    yield "table.tex", tables.latex(shown, tables.READING + free, cited).encode()
     pictures, caption = _pictures(comparison, summaries)
     yield from pictures.items()
     yield "report.md", document.write(comparison, summaries, caption).encode()
@@ -72,22 +76,17 @@ def _pictures(comparison: Comparison, summaries: tuple[Summary, ...]) -> tuple[d
     from reports.figures import caption_parts, pareto_figure, save
     from reports.profile_figure import profile_figure
 
-    pareto, profiles = pareto_figure(comparison, summaries), profile_figure(comparison, row_scores(comparison))
-    attainment, losses = attainment_figure(comparison), curves_figure(comparison)
-    figures = (
-        ("pareto.pdf", pareto, DPI),
-        ("pareto.png", pareto, DPI),
-        ("profile.pdf", profiles, DPI),
-        ("profile.png", profiles, DPI),
-        ("attainment.pdf", attainment, DPI),
-        ("attainment.png", attainment, DPI),
-        ("curves.pdf", losses, DPI),
-        ("curves.png", losses, DPI),
-        ("bits.png", bits_figure(comparison), 110),
-    )
+    figures = {
+        "pareto": pareto_figure(comparison, summaries),
+        "profile": profile_figure(comparison, row_scores(comparison)),
+        "attainment": attainment_figure(comparison),
+        "curves": curves_figure(comparison),
+        "bits": bits_figure(comparison),
+    }
     pictures = {}
-    for name, figure, dpi in figures:
-        file = io.BytesIO()
-        save(figure, file, name.rpartition(".")[2], dpi)
-        pictures[name] = file.getvalue()
+    for name, figure in figures.items():
+        for form in ("pdf", "png"):
+            file = io.BytesIO()
+            save(figure, file, form, DPI)
+            pictures[f"{name}.{form}"] = file.getvalue()
     return pictures, " ".join(caption_parts(summaries))

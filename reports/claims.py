@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from benchmarks.messages import SuiteError, explain
+from benchmarks.messages import SuiteError, explain, unknown
 from benchmarks.spec import Config
 from benchmarks.suite import Suite, ceiling_bops, load_suite, suite_names
+from methods.quantization.cost import CONVENTIONS
 from reports.comparison import Comparison
 from reports.display import NOTHING, gbops, interval, percent
 from reports.statistics import NO_SPREAD, TWO_SAMPLES, Interval, prediction_interval, wilson_interval
@@ -23,6 +24,9 @@ from reports.tables import Row, Table
 FOLDER = Path(__file__).parent / "claims"
 FLOAT_START = "float start"
 IMAGENET_CLASSES = 1000
+OURS, UNSTATED = "edges8", "unstated"
+"""Conventions: that of ceilings and rankings, and that of a source which does not say how it counts."""
+
 IMITATED = ("data", "weights", "teacher", "pretraining", "space", "quantizer", "recipe", "compute")
 
 Status = Literal["reproduced", "not reproduced", "suspiciously better", "not run"]
@@ -32,17 +36,18 @@ READING = (
     "A claim that names this suite is set against the cell that imitates it: reproduced if the published number "
     "lies in the 95 % prediction interval of one further run of ours, suspiciously better or not reproduced if it "
     "lies below or above; a float start is held to a tolerance instead. Everything else is context: other "
-    "recipes, starts or counts. Published GBOPs are as their authors count; of uniform widths ours (edges8) stand "
-    "beside, of mixed ones they cannot be known."
+    "recipes, starts or counts. Published GBOPs are as their authors count, under the convention that stands beside; "
+    "of uniform widths ours (edges8) stand there too, of mixed ones only where they were counted so."
 )
 
 
 class Claim(Config):
     """One published number.
 
-    top1: percent. bits: `w4a4` for one width everywhere, else in words. gbops: as published. start: what training began
-    from, where it is known. source: who published it; read: where and how it was read. suite, row, ceiling: the cell
-    that imitates its recipe. tolerance: points, in place of a prediction interval.
+    top1: percent. bits: `w4a4` for one width everywhere, else in words. gbops: as published; convention: how they are
+    counted, `unstated` where the source does not say. start: what training began from, where it is known. source: who
+    published it; read: where and how it was read. suite, row, ceiling: the cell that imitates its recipe. tolerance:
+    points, in place of a prediction interval.
     """
 
     id: str
@@ -51,6 +56,7 @@ class Claim(Config):
     top1: float = Field(ge=0, le=100)
     bits: str = "float"
     gbops: float | None = Field(None, gt=0)
+    convention: str = ""
     start: str = ""
     source: str
     read: str
@@ -59,8 +65,17 @@ class Claim(Config):
     ceiling: str = ""
     tolerance: float | None = Field(None, gt=0)
 
+    @field_validator("convention")
+    @classmethod
+    def _known(cls, convention: str) -> str:
+        if convention not in (known := ["", *CONVENTIONS, UNSTATED]):
+            raise ValueError(unknown("convention", convention, known[1:]))
+        return convention
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
+        if (self.gbops is None) != (self.convention == ""):
+            raise ValueError(f"claim {self.id}: published gbops need the convention they are counted under")
         if self.suite is not None and not self.row:
             raise ValueError(f"claim {self.id} names the suite {self.suite} but no row of it")
         return self
@@ -124,6 +139,10 @@ def context(comparison: Comparison, claims: Iterable[Claim]) -> list[Claim]:
 def _judge(comparison: Comparison, claim: Claim) -> Verdict:
     if changed := changed_keys(comparison.plan.suite, claim):
         return Verdict(claim, "not run", f"not the suite as shipped: {', '.join(changed)} differ")
+    if claim.ceiling and claim.convention not in ("", OURS, UNSTATED):
+        return Verdict(
+            claim, "not run", f"not comparable: BOPs counted under {claim.convention}, ceilings under {OURS}"
+        )
     found = _measured(comparison, claim)
     if isinstance(found, str):
         return Verdict(claim, "not run", found)
@@ -135,10 +154,11 @@ def _judge(comparison: Comparison, claim: Claim) -> Verdict:
         expected = wider(predicted, mean, _images(comparison, claim))
     else:
         return Verdict(claim, "not run", "one seed gives no prediction interval", mean, 1)
+    why = f"if its BOPs are counted under {OURS}: unstated" if claim.ceiling and claim.convention == UNSTATED else ""
     if wanted in expected:
-        return Verdict(claim, "reproduced", "", mean, len(values), expected)
+        return Verdict(claim, "reproduced", why, mean, len(values), expected)
     status: Status = "not reproduced" if wanted > expected.high else "suspiciously better"
-    return Verdict(claim, status, "", mean, len(values), expected)
+    return Verdict(claim, status, why, mean, len(values), expected)
 
 
 def _measured(comparison: Comparison, claim: Claim) -> Mapping[int, float] | str:
@@ -178,11 +198,12 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> Table:
 
 
 def context_table(comparison: Comparison, claims: Sequence[Claim]) -> Table:
-    header = ("Context", "Published, %", "GBOPs, theirs", "GBOPs, edges8", "Start", "Source", "Read from")
+    header = ("Context", "Published, %", "GBOPs, theirs", "GBOPs, edges8", "Counted", "Start", "Source", "Read from")
     rows = []
     for claim in claims:
         theirs = NOTHING if claim.gbops is None else f"{claim.gbops:g}"
-        cells = (theirs, _ours(comparison, claim), claim.start or NOTHING, claim.source, claim.read)
+        said = (claim.convention or NOTHING, claim.start or NOTHING, claim.source, claim.read)
+        cells = (theirs, _ours(comparison, claim), *said)
         rows.append(Row((_name(claim), f"{claim.top1:.2f}", *cells)))
     return Table(header, tuple(rows), frozenset(header[1:4]))
 
@@ -192,11 +213,11 @@ def _name(claim: Claim) -> str:
 
 
 def _ours(comparison: Comparison, claim: Claim) -> str:
-    """BOPs of the claim's widths under our convention; `not comparable` where its policy is not known."""
+    """BOPs of the claim under our convention; `not comparable` where they are counted otherwise and cannot be anew."""
     if claim.bits == "float":
         return NOTHING
     if not re.fullmatch(r"w\da\d", claim.bits):
-        return "not comparable"
+        return gbops(claim.gbops * 1e9) if claim.gbops and claim.convention == OURS else "not comparable"
     trial = next(trial for trial in comparison.plan.trials if trial.model == claim.network)
     return gbops(ceiling_bops(f"uniform:{claim.bits}", trial.spec.model, trial.ledger))
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from benchmarks.record import Record, RecordError
 from benchmarks.spec import digest
 from benchmarks.suite import FLOAT_CEILING, Plan, Trial, ceiling_name
-from reports.provenance import ComparisonError, check_comparable, provenance_warnings
+from reports.provenance import ComparisonError, RecordSource, check_comparable, older_records, provenance_warnings
 
-__all__ = ["Cell", "Comparison", "ComparisonError", "Outcome", "State", "gather"]
+__all__ = ["Cell", "Comparison", "ComparisonError", "Outcome", "RecordSource", "State", "gather"]
 
 State = Literal["ok", "refused", "over_ceiling", "failed", "missing", "damaged"]
 
@@ -27,11 +27,8 @@ STATE_WORDS: dict[State, str] = {
     "damaged": "damaged record",
 }
 
-
-class RecordSource(Protocol):
-    """Where records come from: `benchmarks.record.Records`."""
-
-    def get(self, trial_id: str) -> Record | None: ...
+WORST: tuple[State, ...] = ("failed", "over_ceiling")
+"""States that are a method's own fault: they count as an accuracy of 0, the worst there is, at the ceiling's BOPs."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +126,16 @@ class Cell:
     def accuracies(self) -> dict[int, float]:
         return self.by_seed(lambda outcome: outcome.accuracy)
 
+    @property
+    def worst(self) -> int:
+        """How many trials failed or are over the ceiling."""
+        return sum(outcome.state in WORST for outcome in self.outcomes)
+
+    @property
+    def judged(self) -> bool:
+        """Whether every trial is ok or counts as the worst there is: none missing, damaged or refused."""
+        return all(outcome.ok or outcome.state in WORST for outcome in self.outcomes)
+
     def mean(self, value: Callable[[Outcome], float | None]) -> float | None:
         """Mean of `value` over seeds, draws averaged within their seed first."""
         values = self.by_seed(value).values()
@@ -186,8 +193,15 @@ def gather(plan: Plan, records: RecordSource) -> Comparison:
     outcomes = [_outcome(trial, records) for trial in plan.trials]
     found = [(outcome.trial, outcome.record) for outcome in outcomes if outcome.record]
     check_comparable(found)
-    warnings = (*plan.warnings, *provenance_warnings(found), *_result_warnings(outcomes))
-    return Comparison(plan, _cells(plan, outcomes), warnings)
+    warnings = list(plan.warnings)
+    if any(outcome.state == "missing" for outcome in outcomes):
+        reasons, said = older_records(plan, records)
+        outcomes = [
+            replace(o, reason=reasons.get(o.trial.id, o.reason)) if o.state == "missing" else o for o in outcomes
+        ]
+        warnings += said
+    warnings += [*provenance_warnings(found), *_result_warnings(outcomes)]
+    return Comparison(plan, _cells(plan, outcomes), tuple(warnings))
 
 
 def _outcome(trial: Trial, records: RecordSource) -> Outcome:
@@ -197,6 +211,8 @@ def _outcome(trial: Trial, records: RecordSource) -> Outcome:
         return Outcome(trial, "damaged", str(error))
     if record is None:
         return Outcome(trial, "missing", "no record yet")
+    if problem := _bits_problem(record):
+        return Outcome(trial, "damaged", f"record {record.id}: {problem}; move it away and run the suite again")
     if record.status != "ok":
         return Outcome(trial, record.status, _reason(record), record)
     if problem := _problem(trial, record):
@@ -226,6 +242,19 @@ def _problem(trial: Trial, record: Record) -> str | None:
             return "no bit-operations"
     except (KeyError, TypeError) as error:
         return f"its result lacks something ({error!r})"
+    return None
+
+
+def _bits_problem(record: Record) -> str | None:
+    """What keeps the bits per layer from being shown."""
+    layers = record.result.get("layers") or ()
+    if not isinstance(layers, list | tuple) or not all(isinstance(layer, Mapping) for layer in layers):
+        return "its layers are no list of layers"
+    for layer in layers:
+        for name in ("weight_bits", "activation_bits"):
+            bits = layer.get(name)
+            if bits is not None and (type(bits) is not int or not 1 <= bits <= 32):
+                return f"{name} of {layer.get('name', 'a layer')} is {bits!r}, expected a whole number in 1..32 or none"
     return None
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from reports.account import account_of
 from reports.comparison import Cell, Comparison, Outcome
 from reports.figures import STYLE
-from reports.marks import label_of, marker, plain
+from reports.marks import label_of, line, plain
 from reports.panels import legend_of, panels_of
 
 
@@ -47,8 +47,7 @@ def _line(axes: Axes, comparison: Comparison, cell: Cell) -> None:
     if not shortest:
         return
     x, y = _smooth(np.mean([points[:shortest] for points in found], 0)).T
-    look = marker(comparison.rows.index(cell.row))
-    axes.plot(x, y, color=look["color"], linewidth=1.2, label=label_of(cell.row))
+    axes.plot(x, y, label=label_of(cell.row), **line(comparison.rows.index(cell.row), len(x)))
 
 
 def _smooth(points: NDArray[np.float64]) -> NDArray[np.float64]:

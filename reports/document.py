@@ -23,6 +23,7 @@ from reports.page import (
     bops_table,
     standing,
 )
+from reports.phases import phases_table, starts_table
 from reports.provenance import commits_of, environments
 from reports.summary import Summary
 from reports.tables import READING, Row, Table, escape_markdown, markdown, summary_tables
@@ -43,6 +44,7 @@ def write(comparison: Comparison, summaries: Sequence[Summary], caption: str) ->
             *_agreement(comparison),
             escape_markdown(audit_line(comparison)) + "\n",
             "## Compute account\n",
+            *_phases(comparison),
             _filled(account_table(comparison), "No trial has left an account yet."),
             "![Training loss against compute spent](curves.png)\n",
             "## Bit-operations\n",
@@ -97,6 +99,14 @@ def _agreement(comparison: Comparison) -> list[str]:
     table = agreement_table(comparison)
     heading = "### Agreement of policies between seeds\n"
     return [heading, markdown(table), f"{AGREEMENT_READING}\n"] if table.rows else []
+
+
+def _phases(comparison: Comparison) -> list[str]:
+    phases, starts = phases_table(comparison), starts_table(comparison)
+    if not phases.rows:
+        return []
+    heads = ["### Phase by phase\n", "### Float pretraining, not charged\n", "### Trial by trial\n"]
+    return [heads[0], markdown(phases), heads[1], markdown(starts), heads[2]]
 
 
 def _absent(comparison: Comparison) -> list[str]:

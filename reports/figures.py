@@ -13,17 +13,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
-from matplotlib.transforms import ScaledTranslation
 
 from reports.comparison import Comparison
 from reports.display import count, listing
 from reports.marks import Mark, dodge, enough, marker, marks_of, plain
-from reports.statistics import mean_interval
+from reports.pareto import COST_TOLERANCE
+from reports.statistics import Interval, mean_interval
 from reports.summary import ENOUGH_SEEDS, Summary
 
 START: dict[str, Any] = {"color": "#8a8a8a", "linewidth": 1.2, "linestyle": (0, (5, 2))}
 CONTROL: dict[str, Any] = {"color": "#333333", "linewidth": 1.2, "linestyle": (0, (6, 1.5, 1, 1.5))}
+
+X_LABEL = "GBOPs per image"
+MOVED = "(crowded marks moved left; true GBOPs: ticks)"
+
+FLOAT_START, FLOAT_CONTROL = "float start (pretrained)", "float control (fine-tuned)"
+
+HANDLE = 3.0
+"""Length of a legend's sample in em: dashes show."""
 
 LOG_FROM = 4.0
 """Dearest over cheapest point from which the BOPs axis is logarithmic."""
@@ -75,24 +84,34 @@ def caption_parts(summaries: Sequence[Summary]) -> list[str]:
     """What the bars are, what the front is, and what is not drawn."""
     drawn = [summary for summary in summaries if summary.accuracy and not summary.cell.is_float]
     parts = []
-    if several := sorted({s.accuracy.n for s in drawn if s.accuracy and s.accuracy.n > 1}):
+    whole = [summary for summary in drawn if not summary.cell.worst]
+    if several := sorted({s.accuracy.n for s in whole if s.accuracy and s.accuracy.n > 1}):
         numbers = listing([str(number) for number in several])
         parts.append(f"Solid bars: 95 % t-interval of the mean over seeds (n = {numbers}).")
-    if images := sorted({s.test_images or 0 for s in drawn if s.accuracy and s.accuracy.n == 1}):
+    if images := sorted({s.test_images or 0 for s in whole if s.accuracy and s.accuracy.n == 1}):
         numbers = listing([str(number) for number in images])
         parts.append(f"Dotted bars: one seed, one standard error of sampling {numbers} test images; no ranking.")
     if sum(enough(summary) for summary in drawn) > 1:
         parts.append(
-            f"Ringed: no row of {ENOUGH_SEEDS} seeds or more has a higher mean at as few BOPs, or as high at fewer."
+            f"Ringed: no ringed row has a higher mean at as few BOPs, or as high at fewer, of rows of {ENOUGH_SEEDS} "
+            f"seeds or more; BOPs within {100 * COST_TOLERANCE:g} % count as equal."
         )
-    if absent := sum(not summary.accuracy for summary in summaries):
-        parts.append(f"Not drawn: {count(absent, 'cell')} without a result.")
+    if any(not summary.cell.complete for summary in drawn):
+        parts.append(
+            "Hollow, m of n: only m of n trials are ok, and the mark is their mean alone; never ringed, and no bar "
+            "where the others failed or are over the ceiling."
+        )
+    absent = [summary.cell for summary in summaries if not summary.accuracy]
+    if lost := sum(cell.worst == len(cell.outcomes) for cell in absent):
+        parts.append(f"Not drawn, and worst: {count(lost, 'cell')} whose every trial failed or is over the ceiling.")
+    if without := len(absent) - lost:
+        parts.append(f"Not drawn: {count(without, 'cell')} without a result.")
     return parts
 
 
 def _panel(axes: Axes, comparison: Comparison, summaries: Sequence[Summary], model: str) -> None:
     axes.set_title(plain(model), pad=19, parse_math=False)
-    axes.set_xlabel("GBOPs per image")
+    axes.set_xlabel(X_LABEL)
     axes.set_ylabel("Test accuracy, %")
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -108,22 +127,27 @@ def _panel(axes: Axes, comparison: Comparison, summaries: Sequence[Summary], mod
         return
     _scale(axes, [mark.bops / 1e9 for mark in marks])
     _ceilings(axes, summaries)
-    _draw_front(axes, marks)
-    places = [PANEL_POINTS * share for share in _along(axes, [mark.bops / 1e9 for mark in marks])]
-    for mark, shift in zip(marks, dodge(places), strict=True):
-        _draw(axes, mark, shift, comparison.rows.index(mark.row))
-    _limit(axes, [*heights, *(100 * end for mark in marks for end in (mark.bar.low, mark.bar.high))])
+    true = [PANEL_POINTS * share for share in _along(axes, [mark.bops / 1e9 for mark in marks])]
+    drawn = dodge(true)
+    if any(place != other for place, other in zip(true, drawn, strict=True)):
+        axes.set_xlabel(f"{X_LABEL}\n{MOVED}")
+    xs = _at(axes, [place / PANEL_POINTS for place in drawn])
+    _draw_front(axes, xs, marks)
+    for x, mark in zip(xs, marks, strict=True):
+        _draw(axes, x, mark, comparison.rows.index(mark.row))
+    bars = [mark.bar or Interval(mark.accuracy, mark.accuracy) for mark in marks]
+    _limit(axes, [*heights, *(100 * end for bar in bars for end in (bar.low, bar.high))])
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:
     low, high = min(values), max(values)
     if high / low >= LOG_FROM:
         axes.set_xscale("log")
-        axes.set_xlim(low / 1.35, high * 1.35)
+        axes.set_xlim(low / 1.5, high * 1.35)  # more room on the left, where crowded marks go
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     else:
         room = max(0.14 * (high - low), 0.06 * high)
-        axes.set_xlim(low - room, high + room)
+        axes.set_xlim(low - 1.4 * room, high + room)
         axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -168,11 +192,12 @@ def _float_lines(axes: Axes, comparison: Comparison, model: str) -> list[float]:
     return heights
 
 
-def _draw_front(axes: Axes, marks: Sequence[Mark]) -> None:
-    kept = sorted((mark.bops / 1e9, 100 * mark.accuracy) for mark in marks if mark.on_front)
+def _draw_front(axes: Axes, xs: Sequence[float], marks: Sequence[Mark]) -> None:
+    """Steps through the marks as they are drawn, to the dearest of all."""
+    kept = sorted((x, 100 * mark.accuracy) for x, mark in zip(xs, marks, strict=True) if mark.on_front)
     if kept:
-        xs, ys = zip(*kept, strict=True)
-        axes.step(xs, ys, where="post", color="#c4c4c4", linewidth=1.0, zorder=1.5)
+        kept.append((max(xs), kept[-1][1]))
+        axes.step(*zip(*kept, strict=True), where="post", color="#c4c4c4", linewidth=1.0, zorder=1.5)
 
 
 def _along(axes: Axes, values: Sequence[float]) -> list[float]:
@@ -182,17 +207,34 @@ def _along(axes: Axes, values: Sequence[float]) -> list[float]:
     return [(scale(value) - low) / (high - low) for value in values]
 
 
-def _draw(axes: Axes, mark: Mark, shift: float, row: int) -> None:
-    moved = axes.transData + ScaledTranslation(shift / 72, 0, axes.figure.dpi_scale_trans)
-    look, solid = marker(row), mark.seeds > 1
-    x, y, ceiling = mark.bops / 1e9, 100 * mark.accuracy, mark.ceiling_bops / 1e9
-    bar: dict[str, Any] = {"color": look["color"], "linewidth": 1.1, "linestyle": "-" if solid else (0, (1, 1.2))}
-    ends = [100 * mark.bar.low, 100 * mark.bar.high]
-    axes.plot([x, x], ends, marker="_" if solid else "", markersize=4, transform=moved, **bar)
-    if x < 0.97 * ceiling:  # a thread to the ceiling that the row leaves unused
+def _at(axes: Axes, shares: Sequence[float]) -> list[float]:
+    """The reverse of `_along`."""
+    logarithmic = axes.get_xscale() == "log"
+    low, high = (math.log(limit) if logarithmic else limit for limit in axes.get_xlim())
+    values = [low + share * (high - low) for share in shares]
+    return [math.exp(value) for value in values] if logarithmic else values
+
+
+def _draw(axes: Axes, x: float, mark: Mark, row: int) -> None:
+    """The mark, its bar, and a thread to the ceiling that it leaves unused, at x; a tick at the foot at its BOPs."""
+    look, solid, order = marker(row), mark.seeds > 1, 1.8 if mark.lacking else 2
+    y, ceiling = 100 * mark.accuracy, mark.ceiling_bops / 1e9
+    if mark.bar:
+        ends = [100 * mark.bar.low, 100 * mark.bar.high]
+        bar: dict[str, Any] = {"color": look["color"], "linewidth": 1.1, "linestyle": "-" if solid else (0, (1, 1.2))}
+        axes.plot([x, x], ends, marker="_" if solid else "", markersize=4, zorder=order, **bar)
+    if mark.bops / 1e9 < 0.97 * ceiling:
         axes.plot([x, ceiling], [y, y], color=look["color"], linewidth=0.6, linestyle=":", zorder=1)
-    edge = {"markeredgecolor": "black", "markeredgewidth": 1.3} if mark.on_front else {}
-    axes.plot([x], [y], transform=moved, linestyle="", **{**look, **edge})
+    if mark.lacking:
+        look |= {"markerfacecolor": "white", "markeredgecolor": look["color"], "markeredgewidth": 1.0}
+        above: dict[str, Any] = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": 6}
+        halo = [withStroke(linewidth=1.5, foreground="white")]
+        axes.annotate(mark.lacking, (x, y), color=look["color"], path_effects=halo, zorder=3, **above)
+    if mark.on_front:
+        look |= {"markeredgecolor": "black", "markeredgewidth": 1.3}
+    axes.plot([x], [y], linestyle="", zorder=order, **look)
+    tick: dict[str, Any] = {"marker": "|", "markersize": 5, "markeredgewidth": 0.8, "color": look["color"]}
+    axes.plot([mark.bops / 1e9], [0.015], linestyle="", transform=axes.get_xaxis_transform(), **tick)
 
 
 def _limit(axes: Axes, heights: Sequence[float]) -> None:
@@ -205,17 +247,34 @@ def _quantized_rows(comparison: Comparison) -> list[str]:
     return [row for row in comparison.rows if any(c.row == row and not c.is_float for c in comparison.cells)]
 
 
+def legend_columns(labels: Sequence[str], width: float) -> int:
+    """How many columns of these labels, in 7.5 points, fit on so many inches; at least one.
+
+    >>> legend_columns(["uniform-lsq"] * 9, 3.4), legend_columns(["differentiable, trained longer"] * 9, 3.4)
+    (2, 1)
+    """
+    entry = 7.5 * (0.62 * max(map(len, labels)) + HANDLE + 2.8)  # and 2.8 em between handle, text and next column
+    return max(1, math.floor(72 * width / entry))
+
+
+def _legend_columns(comparison: Comparison, columns: int) -> int:
+    """Two for each column of panels, or as many as fit."""
+    labels = [*map(plain, _quantized_rows(comparison)), FLOAT_START, FLOAT_CONTROL]
+    return min(2 * columns, legend_columns(labels, TEXT_WIDTH if columns > 1 else COLUMN_WIDTH))
+
+
 def _legend_height(comparison: Comparison, columns: int) -> float:
-    """Inches that the legend needs: two entries per column of panels, 0.155 inch a line."""
-    return 0.155 * math.ceil((len(_quantized_rows(comparison)) + 2) / (2 * columns))
+    """Inches that the legend needs, 0.155 a line."""
+    return 0.155 * math.ceil((len(_quantized_rows(comparison)) + 2) / _legend_columns(comparison, columns))
 
 
 def _legend(figure: Figure, comparison: Comparison, columns: int, top: float) -> None:
     quantized = _quantized_rows(comparison)
     handles = [Line2D([], [], linestyle="", **marker(comparison.rows.index(row))) for row in quantized]
     handles += [Line2D([], [], **START), Line2D([], [], **CONTROL)]
-    texts = [*quantized, "float start (pretrained)", "float control (fine-tuned)"]
-    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, top), "ncols": 2 * columns}
+    texts = [*quantized, FLOAT_START, FLOAT_CONTROL]
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, top), "handlelength": HANDLE}
+    place["ncols"] = _legend_columns(comparison, columns)
     legend: Legend = figure.legend(handles, [str(i) for i in range(len(handles))], frameon=False, fontsize=7.5, **place)
     legend.set_in_layout(False)
     for drawn, text in zip(legend.get_texts(), texts, strict=True):  # labels that begin with "_" would be left out
@@ -230,7 +289,8 @@ def save(figure: Figure, file: BinaryIO, form: str, dpi: int = 180) -> None:
     )
     with rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # names in scripts the font lacks
-        if figure.get_layout_engine() is not None:  # the layout costs most of the time: once for every file
-            figure.draw_without_rendering()
+        if engine := figure.get_layout_engine():  # the layout costs most of the time: once for every file
+            figure.set_dpi(dpi)  # letters are as wide as they will be
+            engine.execute(figure)
             figure.set_layout_engine("none")
         figure.savefig(file, format=form, dpi=dpi, metadata=metadata)

@@ -9,59 +9,77 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reports.comparison import Comparison
+from methods.quantization.cost import bops as counted_bops
+from methods.quantization.cost import uniform_bits
+from reports.comparison import Cell, Comparison
 from reports.display import NOTHING, gbops, interval, paired, percent
-from reports.pareto import Point, hypervolume
-from reports.statistics import Mean, mean_interval, paired_difference
+from reports.pareto import COST_TOLERANCE, Point, hypervolume
+from reports.statistics import Interval, Mean, mean_interval, paired_difference
 from reports.tables import Row, Table
 
 READING = (
     "Hypervolume: the area that a row's points dominate, over the logarithm of BOPs and test accuracy, as a share "
-    "of the rectangle from the cheapest point of any row to one more step of the ceilings' mean ratio beyond the "
-    "dearest, and from chance to 100 %; mean over seeds with 95 % t-interval. At equal BOPs: accuracy "
-    "interpolated, per seed, linearly in the logarithm of BOPs between a row's neighbouring points, and nowhere "
-    "more than 1 % beyond its cheapest or dearest one. Rows with a run that is missing or failed are left out."
+    "of a rectangle that hangs on the suite and the network alone: from the cheapest policy of the space to one more "
+    "step of the ceilings' mean ratio beyond the dearest ceiling, and from chance to 100 %; mean over seeds with 95 % "
+    "t-interval. At equal BOPs: accuracy interpolated, per seed, linearly in the logarithm of BOPs between a row's "
+    f"neighbouring points, and nowhere more than {100 * COST_TOLERANCE:g} % beyond its cheapest or dearest one. A run "
+    "that failed or is over its ceiling counts as accuracy 0 at the ceiling's BOPs, below the edge of the figure; "
+    "rows with a run that is missing are left out."
 )
-
-
-_BESIDE = 1.01
-"""A search leaves some BOPs of its ceiling unused; so close, its accuracy stands for the ceiling's."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One row on one network: seed -> its points over ceilings, cheapest first; draws are averaged within a seed."""
+    """One row on one network: seed -> its points over ceilings, cheapest first; draws are averaged within a seed.
+
+    trials: how many the plan has. failed: of them, failed or over the ceiling, each a draw of accuracy 0.
+    """
 
     model: str
     row: str
     points: Mapping[int, tuple[Point, ...]]
+    trials: int
+    failed: int
 
 
 def curves(comparison: Comparison, model: str) -> list[Curve]:
-    """Rows with several ceilings whose every run is ok, in the suite's order."""
+    """Rows with several ceilings and no run missing or refused, in the suite's order."""
     found = []
     for row in comparison.rows:
         cells = [cell for cell in comparison.of(model) if cell.row == row and not cell.is_float]
-        if len(cells) < 2 or not all(cell.complete for cell in cells):
+        if len(cells) < 2 or not all(cell.judged for cell in cells):
             continue
-        bops = [cell.by_seed(lambda outcome: outcome.bops) for cell in cells]
-        seeds = sorted(set.intersection(*(set(each) for each in bops)))
-        points = {
-            seed: tuple(sorted(Point(b[seed], cell.accuracies[seed], row) for b, cell in zip(bops, cells, strict=True)))
-            for seed in seeds
-        }
-        found.append(Curve(model, row, points))
+        by_cell = [_points(cell) for cell in cells]
+        seeds = sorted(set.intersection(*map(set, by_cell)))
+        points = {seed: tuple(sorted(own[seed] for own in by_cell)) for seed in seeds}
+        trials = sum(len(cell.outcomes) for cell in cells)
+        found.append(Curve(model, row, points, trials, sum(cell.worst for cell in cells)))
     return found
 
 
+def _points(cell: Cell) -> dict[int, Point]:
+    """Seed -> its point, the mean of its draws; a run that failed stands at its ceiling with accuracy 0."""
+    drawn: dict[int, list[Point]] = {}
+    for outcome in cell.outcomes:
+        spec = outcome.trial.spec
+        bops, accuracy = (outcome.bops, outcome.accuracy) if outcome.ok else (spec.ceiling_bops, 0.0)
+        drawn.setdefault(spec.seed, []).append(Point(bops or 0, accuracy, cell.row))
+    return {seed: _mean(each) for seed, each in drawn.items()}
+
+
+def _mean(drawn: Sequence[Point]) -> Point:
+    bops, accuracy = math.fsum(p.bops for p in drawn), math.fsum(p.accuracy for p in drawn)
+    return Point(bops / len(drawn), accuracy / len(drawn), drawn[0].name)
+
+
 def at_bops(points: Sequence[Point], bops: float) -> float | None:
-    """Accuracy at `bops`, linear in its logarithm between neighbouring points; None more than 1 % outside them.
+    """Accuracy at `bops`, linear in its logarithm between neighbouring points; None beyond COST_TOLERANCE outside them.
 
     >>> at_bops([Point(1.0, 0.5), Point(4.0, 0.7)], 2.0)
     0.6
     """
     ordered = sorted(points)
-    if not ordered[0].bops / _BESIDE <= bops <= ordered[-1].bops * _BESIDE:
+    if not ordered[0].bops / (1 + COST_TOLERANCE) <= bops <= ordered[-1].bops * (1 + COST_TOLERANCE):
         return None
     logs = [math.log(point.bops) for point in ordered]
     return float(np.interp(math.log(bops), logs, [point.accuracy for point in ordered]))
@@ -80,21 +98,20 @@ def fronts_table(comparison: Comparison) -> Table:
     rows: list[Row] = []
     for model in comparison.models:
         found = curves(comparison, model)
-        if found:
+        if found and len(_ceilings(comparison, model)) > 1:
             rows += _rows(comparison, model, found)
-    header = ("Network", "Method", "Seeds", "Hypervolume, %", "Δ uniform LSQ, points", "At equal BOPs, %")
+    header = ("Network", "Method", "Seeds", "Hypervolume, %", "Δ uniform LSQ, points", "At equal BOPs, %", "Notes")
     return Table(header, tuple(rows), frozenset(header[2:5]))
 
 
 def _rows(comparison: Comparison, model: str, found: Sequence[Curve]) -> Iterable[Row]:
-    ceilings = sorted({o.trial.spec.ceiling_bops or 0 for c in comparison.of(model) for o in c.outcomes} - {0})
-    cheapest = min(point.bops for curve in found for points in curve.points.values() for point in points)
-    chance = 1 / comparison.plan.suite.data.classes
-    dearest = ceilings[-1] * (ceilings[-1] / ceilings[0]) ** (1 / (len(ceilings) - 1))
+    ceilings = _ceilings(comparison, model)
+    edges, chance = rectangle(comparison, model), 1 / comparison.plan.suite.data.classes
     volumes = {
-        curve.row: {seed: hypervolume(points, (cheapest, dearest), chance) for seed, points in curve.points.items()}
+        curve.row: {seed: hypervolume(points, edges, chance) for seed, points in curve.points.items()}
         for curve in found
     }
+    bounds = f"rectangle from {gbops(edges[0])} to {gbops(edges[1])} GBOPs and from {percent(chance)} to 100 %"
     uniform = next((c.row for c in comparison.of(model) if c.method == "uniform-lsq"), None)
     for curve in found:
         difference = None
@@ -102,12 +119,32 @@ def _rows(comparison: Comparison, model: str, found: Sequence[Curve]) -> Iterabl
             difference = paired_difference(volumes[curve.row], volumes[uniform])
         mean = mean_interval(list(volumes[curve.row].values()))
         equal = "; ".join(f"{gbops(bops)} GBOPs: {_at(curve, bops)}" for bops in ceilings)
-        cells = (model, curve.row, str(len(curve.points)), _spread(mean), paired(difference), equal)
+        failed = f"; {curve.failed} of {curve.trials} trials failed or over the ceiling" if curve.failed else ""
+        cells = (model, curve.row, str(len(curve.points)), _spread(mean), paired(difference), equal, bounds + failed)
         yield Row(cells)
 
 
+def rectangle(comparison: Comparison, model: str) -> tuple[float, float]:
+    """BOPs between which a network's hypervolumes are taken, whichever rows there are.
+
+    From every layer at the space's lowest widths to one more step of the ceilings' mean ratio beyond the dearest: what
+    is reached at the dearest ceiling counts too.
+    """
+    space, ceilings = comparison.plan.suite.space, _ceilings(comparison, model)
+    layers = comparison.of(model)[0].outcomes[0].trial.ledger
+    cheapest = counted_bops(layers, uniform_bits(layers, space.weights[0], space.activations[0]))
+    return cheapest, ceilings[-1] * (ceilings[-1] / ceilings[0]) ** (1 / (len(ceilings) - 1))
+
+
+def _ceilings(comparison: Comparison, model: str) -> list[int]:
+    outcomes = [outcome for cell in comparison.of(model) for outcome in cell.outcomes]
+    return sorted({bops for outcome in outcomes if (bops := outcome.trial.spec.ceiling_bops)})
+
+
 def _spread(mean: Mean) -> str:
-    return percent(mean.value) + interval(mean.interval)
+    """A share with its interval, which failed seeds may stretch, within 0..1."""
+    bounds = mean.interval and Interval(max(0.0, mean.interval.low), min(1.0, mean.interval.high))
+    return percent(mean.value) + interval(bounds)
 
 
 def _at(curve: Curve, bops: float) -> str:

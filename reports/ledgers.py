@@ -19,7 +19,11 @@ METRICS = (
     "start_test_accuracy",
     "test_images",
     "validation_images",
+    "best_validation_accuracy",
+    "test_top5_accuracy",
 )
+BESIDE = METRICS[-2:]
+"""Measured by some suites; shown and never ranked."""
 LAYER = (
     "name",
     "type",
@@ -130,6 +134,7 @@ def _cell_row(summary: Summary) -> dict[str, Any]:
         **_mean("difference_uniform_lsq", summary.to_uniform),
         **_mean("difference_random", summary.to_random),
         **_mean("difference_float_control", summary.to_float),
+        **{name: cell.mean(lambda outcome, name=name: outcome.metrics.get(name)) for name in BESIDE},  # type: ignore[misc]
         "total_seconds": cell.mean(lambda outcome: (outcome.observed.get("seconds") or {}).get("total")),
         "verdict": summary.verdict.text,
         "notes": "; ".join(summary.notes),

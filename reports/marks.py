@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from reports.pareto import Point, front
+from reports.pareto import COST_TOLERANCE, Point, front
 from reports.statistics import Interval, wilson_interval
 from reports.summary import ENOUGH_SEEDS, Summary
 
 # Okabe and Ito's colours that hold on white, and nine shapes: coprime, so 63 rows differ without colour vision too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-DODGE = 6.5
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.2)), (0, (1.5, 1)), (0, (5, 1.2, 1.2, 1.2)), (0, (8, 1.5, 2, 1.5, 2, 1.5)))
+MARKS_ON_A_LINE = 5
+DODGE = 4.5
 """Points of paper between marks that would else cover each other."""
 
 
@@ -22,16 +24,19 @@ DODGE = 6.5
 class Mark:
     """One cell on the figure. bar: over seeds, or of sampling the test images where there is one seed.
 
-    bops and accuracy are means, accuracy and bar in 0..1. on_front: non-dominated among rows with enough seeds.
+    bops and accuracy are means over the trials that are ok, accuracy and bar in 0..1. on_front: non-dominated among
+    rows with enough seeds. lacking: `1 of 5` where not every trial is ok; bar: None where trials failed or are over
+    the ceiling, as those that survived are no sample of the row.
     """
 
     row: str
     bops: float
     accuracy: float
-    bar: Interval
+    bar: Interval | None
     seeds: int
     ceiling_bops: float
     on_front: bool = False
+    lacking: str = ""
 
 
 def marks_of(summaries: Sequence[Summary]) -> list[Mark]:
@@ -43,15 +48,25 @@ def marks_of(summaries: Sequence[Summary]) -> list[Mark]:
             continue
         value, cell = summary.accuracy.value, summary.cell
         bar = summary.accuracy.interval or wilson_interval(value, summary.test_images)
-        ceiling = cell.outcomes[0].trial.spec.ceiling_bops or 0
-        marks.append(Mark(cell.row, summary.bops, value, bar, summary.accuracy.n, ceiling, _point(summary) in kept))
+        marks.append(
+            Mark(
+                row=cell.row,
+                bops=summary.bops,
+                accuracy=value,
+                bar=None if cell.worst else bar,
+                seeds=summary.accuracy.n,
+                ceiling_bops=cell.outcomes[0].trial.spec.ceiling_bops or 0,
+                on_front=enough(summary) and _point(summary) in kept,
+                lacking="" if cell.complete else summary.counted,
+            )
+        )
     return marks
 
 
 def _front_of(summaries: Sequence[Summary]) -> set[Point]:
     """The front of the means of rows with enough seeds; one such cell alone is no front."""
     points = [_point(summary) for summary in summaries if summary.bops is not None and enough(summary)]
-    return set(front(points)) if len(points) > 1 else set()
+    return set(front(points, COST_TOLERANCE)) if len(points) > 1 else set()
 
 
 def _point(summary: Summary) -> Point:
@@ -66,28 +81,20 @@ def enough(summary: Summary) -> bool:
 
 
 def dodge(places: Sequence[float]) -> list[float]:
-    """Sideways shifts for marks that would cover each other; all in points of paper along the axis.
+    """Where marks are drawn so that none covers another: DODGE apart, in points of paper along the axis from its start.
 
-    Marks closer than DODGE form a group and are spread evenly about their places, less far apart where the groups
-    themselves stand close.
+    A mark moves to the left alone, or a ceiling would seem exceeded, and passes none that costs less. Where the axis
+    has no room, marks stand closer.
 
     >>> dodge([100.0, 200.0, 101.0])
-    [-3.25, 0.0, 3.25]
+    [96.5, 200.0, 101.0]
     """
-    groups: list[list[int]] = []
-    for index in sorted(range(len(places)), key=lambda index: (places[index], index)):
-        if groups and places[index] - places[groups[-1][-1]] < DODGE:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    spacing = DODGE
-    for left, right in pairwise(groups):
-        spacing = min(spacing, 2 * (places[right[0]] - places[left[-1]]) / (len(left) + len(right)))
-    shifts = [0.0] * len(places)
-    for group in groups:
-        for place, index in enumerate(sorted(group)):
-            shifts[index] = spacing * (place - (len(group) - 1) / 2)
-    return shifts
+    order = sorted(range(len(places)), key=lambda index: (places[index], index))
+    spacing = min([DODGE, *(places[index] / rank for rank, index in enumerate(order) if rank)])
+    drawn = list(places)
+    for left, right in reversed(list(pairwise(order))):
+        drawn[left] = min(places[left], drawn[right] - spacing)
+    return drawn
 
 
 def marker(row: int) -> dict[str, Any]:
@@ -96,6 +103,15 @@ def marker(row: int) -> dict[str, Any]:
     shape = MARKERS[row % len(MARKERS)]
     size = 7.5 if shape in "PX" else 6.5
     return {"marker": shape, "color": face, "markersize": size, "markeredgecolor": "white", "markeredgewidth": 0.6}
+
+
+def line(row: int, points: int) -> dict[str, Any]:
+    """A row's look as a line through so many points: its marker here and there, elsewhere than the next row's."""
+    every = max(1, points // MARKS_ON_A_LINE)
+    look = marker(row)
+    look |= {"markersize": 0.75 * look["markersize"], "markeredgewidth": 0.4}
+    look["markevery"] = (row * every // 3 % every, every)
+    return {**look, "linestyle": DASHES[row % len(DASHES)], "linewidth": 1.2}
 
 
 def label_of(row: str) -> str:

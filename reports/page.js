@@ -44,13 +44,17 @@ if (field) {
   field.closest("label").hidden = false;
   field.addEventListener("input", () => {
     const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
-    for (const table of document.querySelectorAll("table.sortable")) {
-      const name = (table.closest(".scroll").dataset.name || "").toLowerCase();
+    let kept = 0, all = 0;
+    for (const table of document.querySelectorAll(".scroll:not([data-name='']) > table.sortable")) {
+      const name = table.closest(".scroll").dataset.name.toLowerCase();
       for (const row of table.tBodies[0].rows) {
         const text = name + " " + row.textContent.toLowerCase();
         row.hidden = !words.every((word) => text.includes(word));
+        kept += !row.hidden;
+        all += 1;
       }
     }
+    document.getElementById("matches").textContent = words.length ? `${kept} of ${all} rows` : "";
   });
 }
 

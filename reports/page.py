@@ -19,14 +19,15 @@ from reports.across import READING as ACROSS_READING
 from reports.across import across_tables
 from reports.agreement import READING as AGREEMENT_READING
 from reports.agreement import agreement_table
-from reports.bars import COLOURS as BAR_COLOURS
-from reports.bars import bars_of
+from reports.bars import bars_of, colours_of
 from reports.claims import READING as CLAIMS_READING
 from reports.claims import claims_tables
 from reports.comparison import STATE_WORDS, Comparison, Outcome
-from reports.explorer import HEIGHT, LEFT, RIGHT, WIDTH, explorers
+from reports.explorer import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, explorers
 from reports.fronts import READING as FRONTS_READING
 from reports.fronts import fronts_table
+from reports.ledgers import BESIDE
+from reports.phases import phases_table, starts_table
 from reports.provenance import commits_of, environments
 from reports.strips import COLOURS, strips_of
 from reports.summary import ENOUGH_SEEDS, Summary, comparisons_called
@@ -103,6 +104,7 @@ def _context(comparison: Comparison, summaries: Sequence[Summary]) -> dict[str, 
         "reading": READING,
         "wrapped": {"Verdict", "Read from", "Source", "At equal BOPs, %", *ACCOUNT_WORDS},
         "tables": summary_tables(comparison, summaries),
+        "beside": beside_table(summaries),
         "across": across_tables(comparison),
         "across_reading": ACROSS_READING,
         "fronts": fronts_table(comparison),
@@ -118,9 +120,11 @@ def _context(comparison: Comparison, summaries: Sequence[Summary]) -> dict[str, 
         "colours": COLOURS,
         "accounts": account_table(comparison),
         "bars": bars_of(comparison),
-        "bar_colours": BAR_COLOURS,
+        "bar_colours": colours_of(comparison),
+        "phases": phases_table(comparison),
+        "starts": starts_table(comparison),
         "explorers": explorers(comparison),
-        "frame": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT},
+        "frame": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
         "bops": bops_table(summaries),
         "conventions": {name: CONVENTION_WORDS.get(name, "") for name in CONVENTIONS},
         "stays_float": STAYS_FLOAT,
@@ -147,6 +151,8 @@ def standing(comparison: Comparison, summaries: Sequence[Summary]) -> str:
     if most < ENOUGH_SEEDS:
         return f"Fewer than {ENOUGH_SEEDS} seeds per cell: nothing here is called a difference."
     tests = comparisons_called(tuple(summaries))
+    if tests == 0:
+        return "No row has enough seeds in common with uniform LSQ: nothing here is called a difference."
     return (
         f"{display.count(tests, 'paired difference')} to uniform LSQ held against zero at 95 %, one by one and not "
         f"corrected for their number: about {tests * 0.05:.1f} of them would be called a difference if there were none."
@@ -199,16 +205,20 @@ def _account_row(outcome: Outcome) -> Row | None:
         *(display.unbroken(display.duration(seconds.get(part))) for part in ("search", "finetune", "total")),
         display.unbroken(display.size(outcome.observed.get("peak_memory_bytes"))),
         "; ".join(phases),
-        ", ".join(f"{entry.name} {display.scaled(entry.macs)}" for entry in account.shown),
+        ", ".join(f"{entry.name} {display.scaled(entry.macs)} for {entry.images:,} images" for entry in account.shown),
     )
     return Row(cells)
 
 
 def _phase_text(entry: Entry, seconds: float | None) -> str:
-    """`search/hessian 1.50 G in 10 steps, 3.1 s, the teacher 0.20 G of it`"""
-    time = "" if seconds is None else f", {display.duration(seconds)}"
-    teacher = f", the teacher {display.scaled(entry.teacher_macs)} of it" if entry.teacher_macs else ""
-    return f"{entry.name} {display.scaled(entry.macs)} in {entry.steps} steps{time}{teacher}"
+    """`search/hessian 1.50 G in 10 steps, 640 images, 0.75 epochs, 3.1 s, the teacher 0.20 G of it`"""
+    parts = [f"{entry.name} {display.scaled(entry.macs)} in {entry.steps} steps", f"{entry.images:,} images"]
+    parts.append(f"{display.epochs(entry.epochs)} epochs")
+    if seconds is not None:
+        parts.append(display.duration(seconds))
+    if entry.teacher_macs:
+        parts.append(f"the teacher {display.scaled(entry.teacher_macs)} of it")
+    return ", ".join(parts)
 
 
 def bops_table(summaries: Sequence[Summary]) -> Table:
@@ -227,6 +237,18 @@ def bops_table(summaries: Sequence[Summary]) -> Table:
         for cell in quantized
     )
     return Table(header, tuple(map(Row, rows)), frozenset(header[3:]))
+
+
+def beside_table(summaries: Sequence[Summary]) -> Table:
+    """Means over seeds of what some suites measure beside the test accuracy; nothing is ranked by it."""
+    header = ("Network", "Ceiling", "Method", "Best validation on the way, %", "Test top-5, %")
+    rows = []
+    for cell in (summary.cell for summary in summaries):
+        found = [cell.mean(lambda o, name=name: o.metrics.get(name)) for name in BESIDE]  # type: ignore[misc]
+        if any(value is not None for value in found):
+            texts = (display.NOTHING if value is None else display.percent(value) for value in found)
+            rows.append(Row((cell.model, cell.ceiling, cell.row, *texts)))
+    return Table(header, tuple(rows), frozenset(header[3:]))
 
 
 def audit_line(comparison: Comparison) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reports.figures import COLUMN_WIDTH, TEXT_WIDTH
+from reports.figures import COLUMN_WIDTH, HANDLE, TEXT_WIDTH, legend_columns
 
 _ACROSS = 3
 
@@ -36,8 +36,9 @@ def legend_of(figure: Figure, panels: Sequence[Axes]) -> None:
             found.setdefault(label, handle)
     if not found:
         return
-    columns = 6 if figure.get_figwidth() > COLUMN_WIDTH else 3
+    columns = min(6, legend_columns(list(found), figure.get_figwidth()))
     place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "frameon": False, "fontsize": 7.5}
+    place["handlelength"] = HANDLE
     legend = figure.legend(list(found.values()), list(found), **place)
     for text in legend.get_texts():
         text.set_parse_math(False)

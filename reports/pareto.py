@@ -6,6 +6,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+COST_TOLERANCE = 0.01
+"""BOPs that differ by no more than this share count as equal: searches leave some of a ceiling's unused."""
+
 
 @dataclass(frozen=True, order=True)
 class Point:
@@ -15,34 +18,38 @@ class Point:
     accuracy: float
     name: str = ""
 
-    def dominates(self, other: Point) -> bool:
+    def dominates(self, other: Point, tolerance: float = 0.0) -> bool:
         """No worse in both and better in one. Equal points do not dominate each other.
+
+        tolerance: BOPs that differ by no more than this share of the smaller are equal.
 
         >>> Point(4, 0.9).dominates(Point(5, 0.9)), Point(4, 0.9).dominates(Point(4, 0.9))
         (True, False)
+        >>> Point(1000, 0.9).dominates(Point(999, 0.8)), Point(1000, 0.9).dominates(Point(999.9, 0.8), 1e-3)
+        (False, True)
         """
-        no_worse = self.bops <= other.bops and self.accuracy >= other.accuracy
-        return no_worse and (self.bops < other.bops or self.accuracy > other.accuracy)
+        slack = 1 + tolerance
+        no_worse = self.bops <= other.bops * slack and self.accuracy >= other.accuracy
+        return no_worse and (self.bops * slack < other.bops or self.accuracy > other.accuracy)
 
 
-def front(points: Iterable[Point]) -> list[Point]:
-    """The points that no other dominates, cheapest first; all of a tie are kept.
+def front(points: Iterable[Point], tolerance: float = 0.0) -> list[Point]:
+    """The points that no point of the front dominates, cheapest first; all of a tie are kept.
 
+    Without tolerance these are the points that no other dominates. With one, domination has no chains (of three points
+    0.07 % apart the first and the last are not equal at 0.1 %), so that what is off the front takes nothing off it.
     Raises ValueError for a point that is not finite: NaN compares false and would sit on every front.
 
     >>> [point.name for point in front([Point(1, 0.5, "a"), Point(1, 0.5, "b"), Point(2, 0.4, "c")])]
     ['a', 'b']
     """
-    ordered = sorted(points, key=lambda point: (point.bops, -point.accuracy, point.name))
-    for point in ordered:
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda point: (-point.accuracy, point.bops)):  # what dominates comes first
         if not (math.isfinite(point.bops) and math.isfinite(point.accuracy)):
             raise ValueError(f"a front needs finite points, got {point}")
-    kept: list[Point] = []
-    for point in ordered:
-        last = kept[-1] if kept else None
-        if last is None or point.accuracy > last.accuracy or (point.bops, point.accuracy) == (last.bops, last.accuracy):
+        if not any(other.dominates(point, tolerance) for other in kept):
             kept.append(point)
-    return kept
+    return sorted(kept, key=lambda point: (point.bops, -point.accuracy, point.name))
 
 
 def hypervolume(points: Iterable[Point], bops: tuple[float, float], worst: float) -> float:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from reports.across import RowScores
 from reports.comparison import Comparison
 from reports.figures import STYLE
-from reports.marks import label_of, marker
+from reports.marks import label_of, line
 from reports.panels import legend_of, panels_of
 from reports.resampling import profile
 
@@ -36,9 +36,8 @@ def profile_figure(comparison: Comparison, rows: Sequence[RowScores]) -> Figure:
         room = max(0.02 * (high - low), 1e-3)
         thresholds = np.linspace(low - room, high + room, _POINTS)
         for row in shown:
-            look = marker(comparison.rows.index(row.row))
+            look = line(comparison.rows.index(row.row), _POINTS)
             shares = 100 * profile(row.pooled, thresholds)
-            look |= {"markevery": (10 * comparison.rows.index(row.row), 80), "markersize": 5, "linewidth": 1.2}
             axes.step(-100 * thresholds, shares, where="pre", label=label_of(row.row), **look)
         axes.invert_xaxis()
         axes.set_ylim(-3, 103)

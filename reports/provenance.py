@@ -3,17 +3,52 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from benchmarks.record import Record
-from benchmarks.suite import Trial
+from benchmarks.spec import PROTOCOL, canonical_json
+from benchmarks.suite import Plan, Trial
 
 Found = Sequence[tuple[Trial, Record]]
 
 
 class ComparisonError(Exception):
     """Records that cannot stand in one table: other protocols, or other data."""
+
+
+class RecordSource(Protocol):
+    """Where records come from: `benchmarks.record.Records`."""
+
+    def get(self, trial_id: str) -> Record | None: ...
+
+    def others(self, trial_ids: Container[str]) -> Iterable[Record]: ...
+
+
+def older_records(plan: Plan, records: RecordSource) -> tuple[dict[str, str], list[str]]:
+    """What to say of records of other protocols: by id of the trial that one would be of, and as warnings."""
+    ids = {trial.id for trial in plan.trials}
+    strange = [record for record in records.others(ids) if record.spec.get("protocol") != PROTOCOL]
+    said = {_but_protocol(record.spec): record.spec.get("protocol") for record in strange}
+    of_trials = {
+        trial.id: f"there is one of protocol {said[spec]}, this version is {PROTOCOL}"
+        for trial in plan.trials
+        if (spec := _but_protocol(trial.spec.model_dump(mode="json"))) in said
+    }
+    counted = Counter(str(record.spec.get("protocol")) for record in strange)
+    warnings = [
+        f"records of protocol {protocol} are there, {number} of them; this version is {PROTOCOL} and does not use them"
+        for protocol, number in sorted(counted.items())
+    ]
+    return of_trials, warnings
+
+
+def _but_protocol(spec: Mapping[str, Any]) -> str:
+    """What a specification asks for, whichever protocol it is of."""
+    parts = {key: value for key, value in spec.items() if key != "protocol"}
+    if isinstance(teacher := parts.get("teacher"), Mapping):
+        parts["teacher"] = {key: value for key, value in teacher.items() if key != "protocol"}
+    return canonical_json(parts)
 
 
 def check_comparable(found: Found) -> None:
@@ -34,9 +69,10 @@ def check_comparable(found: Found) -> None:
 
 
 def provenance_warnings(found: Found) -> list[str]:
-    """Mixed commits, uncommitted changes, mixed devices, and float weights that differ where they should not."""
+    """Mixed commits, uncommitted changes, devices and quantizer paths, and float weights that differ and should not."""
     commits = _groups(found, lambda trial, record: _environment(record).get("commit"))
     devices = _groups(found, lambda trial, record: _environment(record).get("device"))
+    paths = _groups(found, lambda trial, record: _path(_environment(record)))
     dirty = sum(bool(_environment(record).get("dirty")) for _, record in found)
     warnings = []
     if len(commits) > 1:
@@ -45,7 +81,18 @@ def provenance_warnings(found: Found) -> list[str]:
         warnings.append(f"{dirty} of {len(found)} records come from a working tree with uncommitted changes")
     if len(devices) > 1:
         warnings.append(f"records of several devices stand in one table: {_listing(devices)}; seconds do not compare")
+    if len(paths) > 1:
+        warnings.append(
+            f"records of several quantizer paths stand in one table: {_listing(paths)}; they round otherwise, and "
+            "training magnifies that as it does another seed"
+        )
     return warnings + _weights_warnings(found)
+
+
+def _path(environment: Mapping[str, Any]) -> str | None:
+    """What quantized; records from before there was a choice do not say."""
+    path = environment.get("quantizer")
+    return f"{path}, compiled" if path and environment.get("compile") else path
 
 
 def _weights_warnings(found: Found) -> list[str]:

@@ -65,6 +65,8 @@ def holm(ps: Sequence[float]) -> list[float]:
 def interquartile_mean(values: NDArray[np.float64]) -> float:
     """Mean of what is left without the lowest and the highest quarter, ⌊n / 4⌋ values each (Agarwal et al. 2021).
 
+    Fewer than four values lose none.
+
     >>> interquartile_mean(np.array([0.0, 1.0, 2.0, 100.0]))
     1.5
     """

@@ -1,8 +1,8 @@
 """How much of a method's spread over seeds is its search and how much is training: `python -m reports.retraining`.
 
-`suite RECORDS --method M --model N` writes a suite, to standard output, in which every policy that the method chose is
-trained again from every seed (`given`), for as many epochs as the search left. `table RECORDS`, of that suite's
-records, splits the variance of the accuracy.
+`suite RECORDS --method M --model N [--ceiling BOPS]` writes a suite, to standard output, in which every policy that the
+method chose is trained again from every seed (`given`), for as many epochs as the search left. `table RECORDS`, of that
+suite's records, splits the variance of the accuracy.
 """
 
 from __future__ import annotations
@@ -58,12 +58,19 @@ def components(table: Mapping[str, Mapping[int, float]]) -> Components:
     return Components(max(0.0, (rows - rest) / b), max(0.0, (columns - rest) / a), rest, a, b)
 
 
-def suite_of(records: Sequence[Record], method: str, model: str) -> dict[str, Any]:
+def suite_of(records: Sequence[Record], method: str, model: str, ceiling: int | None = None) -> dict[str, Any]:
     """A suite that trains every policy of `method` on `model` again, from all seeds; policies that are alike once.
 
-    Raises ValueError unless there are ok records of one kind: the same options, ceiling, data and recipe.
+    ceiling: BOPs, where the records have several. Raises ValueError unless there are ok records of one kind: the same
+    options, ceiling, data and recipe.
     """
     own = [r for r in records if (r.spec["method"]["name"], r.spec["model"]["name"]) == (method, model)]
+    ceilings = sorted({r.spec["ceiling_bops"] for r in own})
+    if ceiling is None and len(ceilings) > 1:
+        raise ValueError(
+            f"{method} on {model} has several ceilings: choose by --ceiling {' or '.join(map(str, ceilings))}"
+        )
+    own = [r for r in own if ceiling in (None, r.spec["ceiling_bops"])]
     chosen = sorted((r for r in own if r.status == "ok"), key=lambda r: (r.spec["seed"], r.spec["draw"]))
     kinds = {canonical_json({k: v for k, v in r.spec.items() if k not in ("seed", "draw")}) for r in chosen}
     if len(kinds) != 1:
@@ -127,18 +134,20 @@ def lines(records: Sequence[Record]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    suite, table = commands.add_parser("suite"), commands.add_parser("table")
-    for command in (suite, table):
+    writes, splits = commands.add_parser("suite"), commands.add_parser("table")
+    for command in (writes, splits):
         command.add_argument("records", type=Path)
-    suite.add_argument("--method", required=True)
-    suite.add_argument("--model", required=True)
+    writes.add_argument("--method", required=True)
+    writes.add_argument("--model", required=True)
+    writes.add_argument("--ceiling", type=int, help="BOPs, where the records have several ceilings")
     arguments = parser.parse_args()
     records = list(Records(arguments.records))
     try:
         if arguments.command == "table":
             print("\n".join(lines(records)))
         else:
-            yaml.safe_dump(suite_of(records, arguments.method, arguments.model), sys.stdout, sort_keys=False)
+            suite = suite_of(records, arguments.method, arguments.model, arguments.ceiling)
+            yaml.safe_dump(suite, sys.stdout, sort_keys=False)
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
 

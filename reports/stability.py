@@ -17,7 +17,7 @@ from reports.across import RowScores, row_scores
 from reports.comparison import Comparison
 from reports.display import NOTHING, interval, points
 from reports.figures import STYLE, save
-from reports.marks import label_of, marker
+from reports.marks import label_of, line
 from reports.panels import legend_of, panels_of
 from reports.resampling import Scores
 from reports.tables import Row, Table, escape_markdown, markdown
@@ -26,8 +26,9 @@ Sweep = Mapping[float, Comparison]
 """Share of the suite's epochs -> the comparison at it."""
 
 READING = (
-    "Score: as in the report, the interquartile mean over networks and ceilings of test accuracy minus that of "
-    "the same seed's float control at the same compute, points; mean over seeds with 95 % t-interval. Kendall's "
+    "Score: as in the report, the interquartile mean over networks and ceilings (of fewer than four of them together "
+    "the mean) of test accuracy minus that of the same seed's float control at the same compute, points; mean over "
+    "seeds with 95 % t-interval. Kendall's "
     "tau-b of two shares: over all pairs of rows, on their means over seeds within each network and ceiling, "
     "averaged over those; 1 where both shares order all rows alike, -1 where in reverse. Seeds alone reorder rows "
     "too: on the diagonal stands the tau between the even and the odd seeds of one share, so that only taus well "
@@ -133,13 +134,13 @@ def stability_figure(sweep: Sweep, scored: Mapping[float, list[RowScores]]) -> F
         axes.set_xticks(list(scored), [f"{share:g}" for share in scored])
         axes.minorticks_off()
         axes.set_xlabel("compute, as a share of the suite's")
-        axes.set_ylabel("points above the float control (IQM)")
+        axes.set_ylabel("score: points above the float control")
         for place, name in enumerate(rows):
             found = [(share, row) for share, own in scored.items() for row in own if row.row == name and not row.absent]
             if not found:
                 continue
             means = [row.score for _, row in found]
-            look = {**marker(place), "linewidth": 1.1, "elinewidth": 1.0, "capsize": 2}
+            look = {**line(place, 1), "elinewidth": 1.0, "capsize": 2}
             halves = [50 * mean.interval.width if mean.interval else 0.0 for mean in means]
             x = [share * 1.02 ** (place - len(rows) / 2) for share, _ in found]
             axes.errorbar(x, [100 * mean.value for mean in means], yerr=halves, label=label_of(name), **look)

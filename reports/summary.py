@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from reports.comparison import STATE_WORDS, Cell, Comparison, State
+from reports.comparison import STATE_WORDS, WORST, Cell, Comparison
 from reports.display import count, listing, percent, unbroken
 from reports.statistics import Mean, mean_interval, paired_difference, sampling_error
 
@@ -90,7 +90,7 @@ def _verdict(cell: Cell, baseline: Cell | None, difference: Mean | None) -> Verd
     """What the cell may be called. Failures rank last, whatever the trials that survived them reached."""
     total = len(cell.outcomes)
     counts = cell.counts()
-    lost: list[State] = [state for state in ("failed", "over_ceiling") if counts[state]]
+    lost = [state for state in WORST if counts[state]]
     if lost:
         what = listing([f"{counts[state]} of {total} {STATE_WORDS[state]}" for state in lost])
         return Verdict(f"last: {what}" if total > 1 else STATE_WORDS[lost[0]])

@@ -52,9 +52,9 @@ HEADER = (
     "GBOPs",
     "Test accuracy, %",
     "Δ uniform LSQ, points",
+    "Verdict",
     "Δ random, points",
     "Δ float control, points",
-    "Verdict",
     "Notes",
 )
 NUMERIC = frozenset(name for name in HEADER if name in ("n", "GBOPs", "Test accuracy, %") or name.startswith("Δ"))
@@ -87,9 +87,9 @@ def _row(summary: Summary) -> Row:
         gbops(summary.bops),
         accuracy_text(summary),
         paired(summary.to_uniform),
+        summary.verdict.text,
         paired(summary.to_random),
         paired(summary.to_float),
-        summary.verdict.text,
         "; ".join(summary.notes),
     )
     return Row(cells, _DELTA if summary.verdict.call else None)
@@ -113,7 +113,7 @@ def _start_row(comparison: Comparison, model: str) -> list[Row]:
     images = next(int(o.metrics["test_images"]) for o in comparison.outcomes if o.ok and o.trial.model == model)
     spread = interval(mean.interval) if mean.interval else f" ± {percent(sampling_error(mean.value, images))}"
     accuracy = percent(mean.value) + spread
-    cells = ("float", "float start", seeds, NOTHING, accuracy, NOTHING, NOTHING, NOTHING, "reference", "")
+    cells = ("float", "float start", seeds, NOTHING, accuracy, NOTHING, "reference", NOTHING, NOTHING, "")
     return [Row(cells)]
 
 
@@ -128,22 +128,33 @@ def markdown(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def latex(tables: Mapping[str, Table], caption: str) -> str:
-    """One booktabs table, a block of rows per network. Needs the packages booktabs and graphicx."""
-    shown = {model: table.without(["Notes"]) for model, table in tables.items()}
-    header = next(iter(shown.values())).header if shown else HEADER
-    columns = "".join("r" if name in NUMERIC else "l" for name in header)
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape_latex(caption)}}}", r"\resizebox{\linewidth}{!}{%"]
-    lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(map(escape_latex, header)) + r" \\"]
-    for model, table in shown.items():
-        lines += [r"\midrule", rf"\multicolumn{{{len(header)}}}{{l}}{{\emph{{{escape_latex(model)}}}}} \\"]
-        lines += [" & ".join(_latex_cell(row, index) for index in range(len(header))) + r" \\" for row in table.rows]
-    lines += [r"\bottomrule", r"\end{tabular}}", r"\end{table}"]
-    return "\n".join(lines) + "\n"
+def latex(tables: Mapping[str, Table], caption: str, cited: Mapping[str, Sequence[str]] | None = None) -> str:
+    """A booktabs table per network, the long caption under the first. Needs the packages booktabs and graphicx.
+
+    cited: row -> keys of references.bib. Numbers of pairs are left out where they are the row's n.
+    """
+    lines: list[str] = []
+    for number, (model, whole) in enumerate(tables.items()):
+        table = whole.without(["Notes"])
+        columns = "".join("r" if name in table.numeric else "l" for name in table.header)
+        said = f"{escape_latex(model)}. {escape_latex(caption) if not number else 'As in the first of these tables.'}"
+        lines += [r"\begin{table}", r"\centering", rf"\caption{{{said}}}", r"\resizebox{\linewidth}{!}{%"]
+        lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(map(escape_latex, table.header)) + r" \\"]
+        for index, row in enumerate(table.rows):
+            if not index or row.cells[0] != table.rows[index - 1].cells[0]:
+                lines.append(r"\midrule")
+            lines.append(
+                " & ".join(_latex_cell(table, row, column, cited or {}) for column in range(len(columns))) + r" \\"
+            )
+        lines += [r"\bottomrule", r"\end{tabular}}", r"\end{table}", ""]
+    return "\n".join(lines)
 
 
-def _latex_cell(row: Row, index: int) -> str:
-    text = escape_latex(row.cells[index])
+def _latex_cell(table: Table, row: Row, index: int, cited: Mapping[str, Sequence[str]]) -> str:
+    seeds = row.cells[table.header.index("n")].partition("\u00a0")[0]
+    text = escape_latex(row.cells[index].removesuffix(f", {seeds}\u00a0pairs"))
+    if table.header[index] == "Method" and (keys := cited.get(row.cells[index])):
+        return rf"{text}~\cite{{{','.join(keys)}}}"
     return rf"\textbf{{{text}}}" if index == row.strong else text
 
 

@@ -18,16 +18,16 @@ from tests.fabricated import make_plan, make_record, make_suite, write_records
 from tests.harness import cli, copy_finished, finished
 
 PLAN = make_plan(make_suite(["float", "uniform-lsq", "hawq"], seeds=(0, 1)))
-IDS = [trial.id for trial in PLAN.trials]
+TRIALS = {trial.id: trial for trial in PLAN.trials}
 
 
 def seed(number):
     return lambda trial: trial.spec.seed != number
 
 
-def joined(tmp_path, *sources, wanted=IDS):
+def joined(tmp_path, *sources):
     records = Records(tmp_path / "joined" / "fabricated" / "records")
-    return records, merge(sources, "fabricated", records, wanted)
+    return records, merge(sources, "fabricated", records, TRIALS)
 
 
 def content(folder):
@@ -102,7 +102,7 @@ def test_an_id_that_is_a_path_is_refused(tmp_path):
     hostile = Record("../../../evil", record.spec, record.result, record.observed)
     source = archive(tmp_path / "them.zip", {"records/x.json": hostile.to_json().encode()})
     with pytest.raises(SuiteError, match="not that of its specification"):
-        joined(tmp_path, source, wanted=["../../../evil"])
+        joined(tmp_path, source)
     assert not list(tmp_path.rglob("evil*"))
 
 
@@ -132,7 +132,7 @@ def refused(tmp_path, change, message):
     bad.folder.mkdir()
     bad.put(record)
     with pytest.raises(SuiteError, match=message):
-        joined(tmp_path, tmp_path / "a", tmp_path / "b", wanted=[*IDS, record.id])
+        joined(tmp_path, tmp_path / "a", tmp_path / "b")
     assert not (tmp_path / "joined").exists()
 
 
@@ -145,7 +145,15 @@ def test_other_protocols_are_refused_before_anything_is_written(tmp_path):
         spec = {**record.spec, "protocol": 0}
         return replace(record, id=digest(spec), spec=spec)
 
-    refused(tmp_path, older, "protocol 0")
+    refused(tmp_path, older, "is of protocol 0, this version is 1")
+
+
+def test_trials_of_another_suite_are_refused_before_anything_is_written(tmp_path):
+    def of_another(record):
+        spec = {**record.spec, "seed": 7, "compute": {**record.spec["compute"], "epochs": 3.0}}
+        return replace(record, id=digest(spec), spec=spec)
+
+    refused(tmp_path, of_another, "1 of 6 records are of no trial of fabricated.* differs in compute, seed;")
 
 
 def test_what_is_no_source_and_what_was_altered_is_refused(tmp_path):
@@ -167,3 +175,6 @@ def test_merge_as_a_command(tmp_path):
     assert "6 records added, 0 there already, 0 with two results; 0 of 6 trials are missing" in ran.out
     assert (tmp_path / "ours" / "tiny" / "report" / "index.html").exists()
     assert cli("merge", tmp_path / "gone", "--suite", suite, "--out", tmp_path / "ours").code == 2
+    other = cli("merge", out / "tiny" / "records", "--suite", "smoke", "--out", tmp_path / "other")
+    assert (other.code, "6 of 6 records are of no trial of smoke" in other.err) == (2, True)
+    assert not (tmp_path / "other" / "smoke").exists()

@@ -7,10 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.record import Records
+from benchmarks.suite import load_suite, plan
 from reports.across import RowScores, across_tables, pairs, row_scores
 from reports.agreement import agreement, agreement_table, by_chance
 from reports.comparison import gather
-from reports.resampling import sign_flip_p
+from reports.display import NOTHING
+from reports.resampling import FEWEST_BLOCKS, sign_flip_p
+from reports.verification import REFERENCE
 from tests.fabricated import fail, make_plan, make_suite, shuffled, with_label, write_records
 
 METHODS = ["float", "uniform-lsq", "hawq", "random"]
@@ -90,6 +94,37 @@ def test_all_ceilings_of_a_block_have_one_sign(tmp_path):
     assert {pair.difference.n for pair in found} == {3}
     assert {pair.p for pair in found} == {None}
     assert all("no p-value" in pair.verdict for pair in found)
+
+
+THREE = ("mobilenet_v2", "resnet18", "mobilenet_v3_small")
+
+
+def test_below_three_seeds_nothing_is_called(tmp_path):
+    """Two seeds on three networks are six blocks, which could give p = 0.031."""
+    two = compared(tmp_path / "two", models=THREE, seeds=(0, 1), pairs=[("hawq", "random")])
+    (pair,) = pairs(two, row_scores(two))
+    assert pair.difference.n == FEWEST_BLOCKS
+    assert pair.difference.interval is not None
+    assert (pair.p, pair.adjusted, pair.called) == (None, None, False)
+    assert pair.verdict == "fewer than 3 seeds: no p-value"
+
+
+def test_of_one_seed_there_is_neither_interval_nor_chance_to_be_better(tmp_path):
+    one = compared(tmp_path, models=THREE, ceilings=(*CEILINGS, "uniform:w4a8"), seeds=(0,), pairs=[("hawq", "random")])
+    tables = across_tables(one)
+    assert tables["Pairs"].rows[0].cells[2:] == ("+5.00", *[NOTHING] * 3, "fewer than 3 seeds: no p-value")
+    assert all("[" not in cell for row in tables["Scores"].rows for cell in row.cells)
+
+
+@pytest.mark.parametrize(("models", "ceilings", "name"), [(3, 1, "Mean"), (2, 2, "IQM")])
+def test_a_score_that_trims_nothing_is_called_the_mean(tmp_path, models, ceilings, name):
+    comparison = compared(tmp_path, models=THREE[:models], ceilings=CEILINGS[:ceilings])
+    assert across_tables(comparison)["Scores"].header[2] == f"{name} minus float control, points"
+    row = row_scores(comparison)[1]
+    by_seed = np.sort(np.concatenate(list(row.scores.values()), axis=1), axis=1)
+    assert row.cells == by_seed.shape[1]
+    kept = by_seed if name == "Mean" else by_seed[:, 1:-1]
+    assert row.score.value == pytest.approx(kept.mean(), abs=1e-12)
 
 
 def test_a_failed_run_counts_as_the_worst_there_is(tmp_path):
@@ -177,3 +212,15 @@ def test_the_table_of_agreement_leaves_out_what_cannot_differ(tmp_path):
     assert {row.cells[2] for row in table.rows} == {"hawq", "random"}  # uniform and float have no choice
     assert {row.cells[3] for row in table.rows} == {"3"}
     assert agreement_table(compared(tmp_path / "one", seeds=(0,))).rows == ()
+
+
+@pytest.mark.parametrize("name", ["metamix-ablation", "digits-metamix-ablation"])
+def test_the_ablations_set_every_variant_against_metamix(name):
+    suite = load_suite(name)
+    variants = [entry.row for entry in suite.methods if entry.name == "metamix" and entry.row != "metamix"]
+    comparison = gather(plan(suite), Records(REFERENCE / name))
+    found = pairs(comparison, row_scores(comparison))
+    assert [(pair.ours, pair.theirs) for pair in found] == [(row, "metamix") for row in variants]
+    differences = [pair.difference for pair in found]
+    assert all(difference.n == 5 and difference.interval for difference in differences)
+    assert {pair.verdict for pair in found} == {"fewer than 6 blocks: no p-value"}  # five seeds of one network

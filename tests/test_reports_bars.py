@@ -8,11 +8,12 @@ import pytest
 
 from benchmarks.suite import load_suite, suite_names
 from methods import METHODS
-from reports.bars import COLOURS, bars_of
+from reports.bars import FINETUNE_COLOUR, SEARCH_COLOURS, TEACHER_COLOUR, bars_of, colours_of
 from reports.comparison import gather
 from reports.ledgers import layer_rows
+from reports.phases import phase_rows, phases_table, starts_table
 from reports.references import OF_METHOD, OF_NETWORK, bibliography, entries
-from tests.fabricated import fail, make_plan, make_suite, write_records
+from tests.fabricated import EPOCH_MACS, fail, make_plan, make_suite, write_records
 
 
 def compared(tmp_path, change=None):
@@ -24,11 +25,57 @@ def test_bars_are_shares_of_the_grant(tmp_path):
     bars = {bar.label.split(" · ")[1]: bar for bar in bars_of(compared(tmp_path))}
     # Fabricated searches take a quarter of 8 epochs.
     assert [(part.percent, part.colour) for part in bars["hawq"].parts] == [
-        (25.0, COLOURS["search"]),
-        (75.0, COLOURS["fine-tuning"]),
+        (25.0, SEARCH_COLOURS[0]),
+        (75.0, FINETUNE_COLOUR),
     ]
     assert [part.percent for part in bars["uniform-lsq"].parts] == [100.0]
-    assert bars["hawq"].spoken.endswith("search 2.00 epochs, fine-tuning 6.00 epochs")
+    assert bars["hawq"].spoken.endswith("select 2.00 epochs, fine-tuning 6.00 epochs")
+
+
+def taught_probes(trial, result, _observed):
+    """A second search phase of half an epoch off the fine-tuning, and a teacher that takes a quarter of each phase."""
+    if trial.row == "hawq":
+        search, tune = result["account"]["phases"]
+        tune["macs"] -= EPOCH_MACS // 2
+        probe = {"name": "search/probe", "steps": 5, "images": 320, "macs": EPOCH_MACS // 2, "macs_per_image": 1}
+        result["account"]["phases"] = [search, probe, tune]
+        for phase in result["account"]["phases"]:
+            phase["teacher_macs"] = phase["macs"] // 4
+
+
+def test_bars_and_phases_tell_searches_and_the_teacher_apart(tmp_path):
+    comparison = compared(tmp_path, taught_probes)
+    (bar,) = [bar for bar in bars_of(comparison) if "hawq" in bar.label]
+    # Epochs: 2 of select, 0.5 of probe, 5.5 of fine-tuning, each but a quarter; the grant is 8.
+    assert [part.percent for part in bar.parts] == [18.75, 4.69, 51.56, 25.0]
+    legend = {"select": SEARCH_COLOURS[0], "probe": SEARCH_COLOURS[1], "fine-tuning": FINETUNE_COLOUR}
+    assert colours_of(comparison) == {**legend, "teacher": TEACHER_COLOUR}
+    table = phases_table(comparison)
+    rows = {row.cells[2]: dict(zip(table.header, row.cells, strict=True)) for row in table.rows if "hawq" in row.cells}
+    assert list(rows) == ["select", "probe", "search in all", "fine-tuning"]
+    whole = rows["search in all"]
+    assert (whole["Epochs"], whole["Without the teacher, epochs"]) == ("2.50", "1.88")
+    assert (whole["Student, MACs"], whole["Teacher, MACs"]) == ("3.75 G", "1.25 G")
+    assert (whole["Images"], whole["Steps"]) == ("2,880", "45")
+    assert "Teacher, MACs" not in phases_table(compared(tmp_path / "alone")).header
+
+
+def test_the_sheet_of_phases_adds_up_and_pretraining_stands_apart(tmp_path):
+    comparison = compared(tmp_path, taught_probes)
+    rows = phase_rows(comparison)
+    for outcome in comparison.outcomes:
+        own = [row for row in rows if row["id"] == outcome.trial.id]
+        charged = [row for row in own if row["charged"]]
+        assert sum(row["macs"] for row in charged) == sum(p["macs"] for p in outcome.result["account"]["phases"])
+        assert all(row["student_macs"] + row["teacher_macs"] == row["macs"] for row in charged)
+        assert [row["phase"] for row in own[len(charged) :]] == ["evaluation", "recalibration", "pretraining"]
+        assert (own[-1]["seconds"], own[-1]["pretraining_epochs"], own[-1]["start"]) == (
+            28.0,
+            2,
+            outcome.trial.spec.start.key,
+        )
+    (start,) = starts_table(comparison).rows  # six trials from two seeds' starts
+    assert start.cells == ("mobilenet_v2", "2", "2", "28.0 s")
 
 
 def test_free_searches_lengthen_the_longest_bar(tmp_path):

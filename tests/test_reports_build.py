@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -15,10 +16,10 @@ import yaml
 from benchmarks.record import Records
 from reports.build import build_report
 from reports.comparison import gather
-from reports.ledgers import trial_rows
+from reports.ledgers import cell_rows, trial_rows
 from reports.page import SHOWN, render
 from reports.summary import summarise
-from reports.tables import escape_latex, escape_markdown, latex, markdown, summary_tables, write_csv
+from reports.tables import READING, escape_latex, escape_markdown, latex, markdown, summary_tables, write_csv
 from tests.fabricated import fail, make_plan, make_suite, shuffled, with_label, write_records
 
 FILES = [
@@ -26,6 +27,7 @@ FILES = [
     "table.csv",
     "summary.csv",
     "layers.csv",
+    "account.csv",
     "references.bib",
     "table.tex",
     "pareto.pdf",
@@ -36,6 +38,7 @@ FILES = [
     "attainment.png",
     "curves.pdf",
     "curves.png",
+    "bits.pdf",
     "bits.png",
     "report.md",
     "index.html",
@@ -94,7 +97,8 @@ def test_every_file_is_written_and_the_page_fetches_nothing(tmp_path):
     page = Page(report.page.read_text(encoding="utf-8"))
     fetched = [value for name, value in page.attributes if name == "src"]
     beside = {value for name, value in page.attributes if name == "href" and not value.startswith("#")}
-    assert beside <= set(FILES)
+    shown = {name for name in FILES if name.endswith(".png") and name.removesuffix(".png") + ".pdf" in FILES}
+    assert beside == set(FILES) - shown - {"index.html"}  # figures on the page are linked as PDF
     assert len(fetched) == 3  # one ceiling: nothing is attained along BOPs
     assert all(value.startswith("data:image/png;base64,") for value in fetched)
     assert "link" not in page.tags
@@ -158,7 +162,7 @@ def test_failed_refused_and_missing_trials_are_shown_with_their_reasons(tmp_path
         leave_out=lambda trial: trial.row == "differentiable",
     )
     page = Page(report.page.read_text(encoding="utf-8"))
-    for words in ("trace is <nan>", "refused: not ranked", "no record yet", "Not drawn: 3 cells without a result"):
+    for words in ("trace is <nan>", "refused: not ranked", "no record yet", "Not drawn: 2 cells without a result"):
         assert words in page.text
     states = {row["row"]: row["status"] for row in read_csv(tmp_path / "out" / "table.csv")}
     assert states["hawq"] == "failed"
@@ -216,6 +220,21 @@ def test_latex_has_no_bare_specials_and_as_many_columns_as_it_says(tmp_path):
     assert escape_latex("\\[x]^2") == r"\textbackslash{}{[}x]\textasciicircum{}2"
 
 
+def test_latex_compiles_and_cites(tmp_path):
+    tables = tables_of(tmp_path, ["float", "uniform-lsq", "hawq"], models=("mobilenet_v2", "resnet18"), seeds=(0, 1, 2))
+    text = latex(tables, READING, {"hawq": ("dong2020hawqv2", "yao2021hawqv3")})
+    assert text.count(r"\begin{table}") == 2
+    assert text.count(r"hawq~\cite{dong2020hawqv2,yao2021hawqv3}") == 2
+    assert "pairs" not in text.replace("three pairs", "")
+    if not (compiler := shutil.which("pdflatex")):
+        pytest.skip("no pdflatex here")
+    head = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\n"
+    (tmp_path / "paper.tex").write_text(f"{head}{text}\\end{{document}}\n", encoding="utf-8")
+    command = [compiler, "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
 @pytest.mark.parametrize("formula", ["=1+1", "+1", "-1", "@x", "\t=1"])
 def test_a_spreadsheet_runs_no_name(formula):
     text = write_csv(["row", "number"], [{"row": formula, "number": -1.5}])
@@ -237,7 +256,7 @@ def test_the_account_is_written_in_recipe_epochs(tmp_path):
     (row,) = trial_rows(gather(plan, Records(tmp_path / "records")))
     assert (row["search_epochs"], row["finetune_epochs"]) == (2.0, 6.0)
     page = Page(html)
-    assert "search/select 4.00 G in 40 steps; finetune 12.00 G in 170 steps" in page.text
+    assert "search/select 4.00 G in 40 steps, 2,560 images, 2.00 epochs; finetune 12.00 G in 170 steps" in page.text
 
 
 def test_a_report_needs_no_torch_ray_or_mlflow_and_no_pyplot():
@@ -253,3 +272,20 @@ def test_matplotlib_is_imported_only_when_a_figure_is_drawn():
     code = "import sys, reports.build; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_the_best_validation_stands_beside_the_ranking(tmp_path):
+    def change(trial, result, observed):
+        if trial.row == "hawq":
+            result["metrics"]["best_validation_accuracy"] = 0.96 + 0.01 * trial.spec.seed
+
+    plan, html = page_of(tmp_path, ["uniform-lsq", "hawq"], change, seeds=(0, 1))
+    rows = {row["row"]: row for row in cell_rows(summarise(gather(plan, Records(tmp_path / "records"))))}
+    assert rows["hawq"]["best_validation_accuracy"] == pytest.approx(
+        0.965, abs=1e-12
+    )  # float rounding of a mean of two
+    assert (rows["uniform-lsq"]["best_validation_accuracy"], rows["hawq"]["test_top5_accuracy"]) == (None, None)
+    text = Page(html).text
+    assert "never ranked" in text
+    assert "96.50 –" in text[text.index("never ranked") :]
+    assert "never ranked" not in Page(page_of(tmp_path / "plain", ["uniform-lsq"])[1]).text

@@ -120,10 +120,46 @@ def test_a_wrong_claim_is_one_clear_error(tmp_path):
         published(tmp_path)
 
 
+def test_a_convention_is_one_that_there_is(tmp_path):
+    with pytest.raises(SuiteError, match=r"it: .*unknown convention 'edges9'; known: edges8, .*unstated"):
+        written(tmp_path, "gbops: 5, convention: edges9")
+    with pytest.raises(SuiteError, match="published gbops need the convention"):
+        written(tmp_path, "gbops: 5")
+
+
+def written(tmp_path, more):
+    published.cache_clear()
+    text = f"- {{id: it, method: LSQ, network: resnet18, top1: 70, source: s, read: r, {more}}}"
+    (tmp_path / "mine.yaml").write_text(text)
+    return published(tmp_path)
+
+
+def test_claims_counted_otherwise_are_held_against_no_ceiling(tmp_path):
+    comparison = compared(tmp_path)
+    at = {"bits": "mixed", "gbops": 0.02, "ceiling": "uniform:w4a4"}
+    (other,) = judged(comparison, [claim(61, convention="edges4", **at)])
+    assert (other.status, other.measured) == ("not run", None)
+    assert other.why == "not comparable: BOPs counted under edges4, ceilings under edges8"
+    (unstated,) = judged(comparison, [claim(61, convention="unstated", **at)])
+    assert (unstated.status, unstated.why) == ("reproduced", "if its BOPs are counted under edges8: unstated")
+    assert judged(comparison, [claim(61, convention="edges8", **at)])[0].why == ""
+
+
+def test_metamix_is_held_to_the_suite_with_its_teacher():
+    found = [claim for claim in published() if claim.id.startswith("metamix") and claim.suite]
+    assert len(found) == 3
+    teachers = [load_suite(claim.suite).teacher for claim in found]
+    assert {teacher and teacher.name for teacher in teachers} == {"resnet101"}
+
+
 def test_uniform_widths_are_counted_anew_and_mixed_ones_are_not_comparable(tmp_path):
     comparison = compared(tmp_path)
-    table = context_table(comparison, [claim(70, bits="w4a4", gbops=0.02), claim(70, bits="mixed", gbops=0.02)])
-    ours, mixed = (row.cells[3] for row in table.rows)
+    context = [
+        claim(70, bits=bits, gbops=0.02, convention=convention)
+        for bits, convention in (("w4a4", "edges4"), ("mixed", "edges4"), ("mixed", "edges8"))
+    ]
+    ours, mixed, alike = (row.cells[3] for row in context_table(comparison, context).rows)
+    assert alike == "0.02000"
     assert float(ours) == pytest.approx(
         comparison.baseline("mobilenet_v2", "uniform:w4a4").mean(lambda o: o.bops) / 1e9, rel=1e-3
     )

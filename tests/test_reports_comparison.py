@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.record import Records
+from benchmarks.spec import digest
 from reports.comparison import Comparison, ComparisonError, gather
 from reports.summary import Summary, summarise
 from tests.fabricated import fail, make_plan, make_record, make_suite, shuffled, with_label, write_records
@@ -23,6 +24,9 @@ class Shelf:
 
     def get(self, trial_id):
         return self.records.get(trial_id)
+
+    def others(self, trial_ids):
+        return [record for key, record in self.records.items() if key not in trial_ids]
 
 
 def accuracies(table):
@@ -214,6 +218,21 @@ def test_protocols_do_not_mix():
         gather(plan, shelf)
 
 
+def test_records_of_another_protocol_are_told_from_records_that_are_not_there(tmp_path):
+    plan = make_plan(make_suite(["uniform-lsq", "hawq", "random"]))
+    records = write_records(plan, tmp_path, leave_out=lambda trial: trial.row != "random")
+    old = make_record(plan.trials[1])
+    spec = {**old.spec, "protocol": 0}
+    records.put(replace(old, id=digest(spec), spec=spec))
+    comparison = gather(plan, records)
+    reasons = {outcome.trial.row: (outcome.state, outcome.reason) for outcome in comparison.outcomes}
+    assert reasons["hawq"] == ("missing", "there is one of protocol 0, this version is 1")
+    assert reasons["uniform-lsq"] == ("missing", "no record yet")
+    assert comparison.warnings == (
+        "records of protocol 0 are there, 1 of them; this version is 1 and does not use them",
+    )
+
+
 def test_data_digests_do_not_mix():
     plan = make_plan(make_suite(["uniform-lsq", "hawq"]))
 
@@ -238,6 +257,18 @@ def test_mixed_commits_uncommitted_changes_and_other_float_weights_are_warned_of
     assert "0ther (1 record" in commits
     assert dirty.startswith("1 of 2 records")
     assert "not properly paired" in weights
+
+
+def test_records_that_were_quantized_by_several_paths_are_warned_of():
+    plan = make_plan(make_suite(["uniform-lsq", "hawq"]))
+
+    def change(trial, result, observed):
+        observed["environment"].update(quantizer="fused", compile=trial.row == "hawq")
+
+    (warning,) = gather(plan, Shelf(plan, change)).warnings
+    assert "several quantizer paths" in warning
+    assert "fused (" in warning
+    assert "fused, compiled (" in warning
 
 
 def test_clean_records_warn_of_nothing():
@@ -285,6 +316,21 @@ def test_a_metric_that_is_no_accuracy_is_refused(value):
     (outcome,) = comparison.outcomes
     assert outcome.state == "damaged"
     assert summarise(comparison)[0].accuracy is None
+
+
+@pytest.mark.parametrize("bits", ["four", 4.5, -1, True, [4]])
+@pytest.mark.parametrize("status", ["ok", "over_ceiling"])
+def test_bits_that_are_no_bits_are_one_clear_line(bits, status):
+    plan = make_plan(make_suite(["uniform-lsq", "hawq"]))
+
+    def change(trial, result, observed):
+        if trial.row == "hawq":
+            result["status"] = status
+            result["layers"][1]["weight_bits"] = bits
+
+    good, bad = gather(plan, Shelf(plan, change)).outcomes
+    assert (good.state, bad.state) == ("ok", "damaged")
+    assert f"weight_bits of features.1.conv is {bits!r}, expected a whole number" in bad.reason
 
 
 def test_a_nan_in_a_file_is_a_damaged_record(tmp_path):

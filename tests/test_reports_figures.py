@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.text import Text
 
+from reports.across import row_scores
+from reports.attainment_figure import attainment_figure
 from reports.bits_figure import bits_figure
 from reports.comparison import gather
-from reports.figures import CONTROL, START, caption_parts, pareto_figure, save
-from reports.marks import COLOURS, DODGE, MARKERS, dodge, marker, marks_of, plain
+from reports.curves_figure import curves_figure
+from reports.figures import CONTROL, MOVED, START, TEXT_WIDTH, X_LABEL, caption_parts, pareto_figure, save
+from reports.marks import COLOURS, DASHES, DODGE, MARKERS, dodge, line, marker, marks_of, plain
+from reports.profile_figure import profile_figure
 from reports.statistics import wilson_interval
 from reports.strips import strips_of
 from reports.summary import summarise
-from tests.fabricated import TEST_IMAGES, fail, make_plan, make_record, make_suite
+from tests.fabricated import TEST_IMAGES, fail, make_plan, make_record, make_suite, with_label, write_records
 
 
 def compare(methods, change=None, **suite):
@@ -67,14 +73,51 @@ def test_a_row_at_two_ceilings_is_on_the_front_with_its_better_cell_only():
     assert [mark.on_front for mark in marks] == [False, True]
 
 
-def test_a_row_with_a_failure_is_drawn_but_not_on_the_front():
+@pytest.mark.parametrize("status", ["failed", "over_ceiling"])
+def test_a_row_that_mostly_fails_is_hollow_says_so_and_is_on_no_front(status):
     def change(trial, result, observed):
         fixed({"hawq": 0.99})(trial, result, observed)
-        if trial.row == "hawq" and trial.spec.seed == 3:
-            fail(result, observed)
+        if trial.row == "hawq" and trial.spec.seed:
+            fail(result, observed, status=status)
 
-    _, summaries = compare(["uniform-lsq", "metamix", "hawq"], change, seeds=(0, 1, 2, 3))
-    assert [mark.on_front for mark in marks_of(summaries) if mark.row == "hawq"] == [False]
+    comparison, summaries = compare(["uniform-lsq", "metamix", "hawq"], change, seeds=(0, 1, 2, 3, 4))
+    (mark,) = (mark for mark in marks_of(summaries) if mark.row == "hawq")
+    assert (mark.on_front, mark.bar, mark.lacking) == (False, None, "1\u00a0of\u00a05")
+    (axes,) = pareto_figure(comparison, summaries).axes
+    looks = {line.get_marker(): line for line in axes.lines if line.get_marker() in MARKERS}
+    hollow = looks[marker(comparison.rows.index("hawq"))["marker"]]
+    assert [line.get_markerfacecolor() == "white" for line in looks.values()] == [
+        line is hollow for line in looks.values()
+    ]
+    assert hollow.get_zorder() < min(line.get_zorder() for line in looks.values() if line is not hollow)
+    assert "1\u00a0of\u00a05" in [text.get_text() for text in axes.texts]
+    assert any(part.startswith("Hollow, m of n") for part in caption_parts(summaries))
+
+
+def test_cells_of_which_nothing_is_left_are_counted_by_why():
+    def change(trial, result, observed):
+        if trial.row != "uniform-lsq":
+            fail(result, observed, status="refused" if trial.row == "metamix" else "failed")
+
+    _, summaries = compare(["uniform-lsq", "metamix", "hawq"], change, seeds=(0, 1, 2))
+    assert caption_parts(summaries)[-2:] == [
+        "Not drawn, and worst: 1 cell whose every trial failed or is over the ceiling.",
+        "Not drawn: 1 cell without a result.",
+    ]
+
+
+def test_a_row_still_incomplete_is_hollow_with_the_bar_of_its_seeds(tmp_path):
+    plan = make_plan(make_suite(["uniform-lsq"], seeds=(0, 1, 2, 3)))
+    records = write_records(plan, tmp_path, leave_out=lambda trial: not trial.spec.seed)
+    (summary,) = summarise(gather(plan, records))
+    (mark,) = marks_of([summary])
+    assert (mark.bar, mark.lacking) == (summary.accuracy.interval, "3\u00a0of\u00a04")
+
+
+def test_a_row_a_hair_cheaper_and_far_worse_is_on_no_front():
+    bops = {"uniform-lsq": 1_000_000, "random": 999_980}
+    _, summaries = compare(list(bops), fixed({"random": 0.79}, bops), seeds=(0, 1, 2))
+    assert [mark.row for mark in marks_of(summaries) if mark.on_front] == ["uniform-lsq"]
 
 
 def test_both_float_lines_lie_at_their_means():
@@ -118,16 +161,80 @@ def test_a_figure_is_the_same_bytes_each_time():
 
 
 @given(st.lists(st.floats(0, 400), max_size=12))
-def test_dodging_keeps_groups_apart_and_their_middle_in_place(places):
-    shifts = dodge(places)
-    assert sum(shifts) == pytest.approx(0, abs=1e-9)  # each group is spread evenly about its place
-    assert all(abs(shift) <= DODGE * len(places) / 2 for shift in shifts)
-    alone = [p for i, p in enumerate(places) if all(abs(p - q) >= DODGE for j, q in enumerate(places) if j != i)]
-    assert all(shifts[places.index(place)] == 0 for place in alone)
+def test_dodging_moves_to_the_left_alone_and_keeps_the_order(places):
+    drawn = dodge(places)
+    assert all(-1e-9 <= x <= place for x, place in zip(drawn, places, strict=True))
+    ordered = sorted(range(len(places)), key=lambda index: (places[index], index))
+    assert [drawn[index] for index in ordered] == sorted(drawn)
+    gaps = [drawn[right] - drawn[left] for left, right in pairwise(ordered)]
+    if all(places[index] >= DODGE * rank for rank, index in enumerate(ordered)):  # there is room for all
+        assert all(gap >= DODGE - 1e-9 for gap in gaps)
+    if all(places[right] - places[left] >= DODGE for left, right in pairwise(ordered)):
+        assert drawn == places
 
 
 def test_marks_at_one_place_do_not_cover_each_other():
-    assert sorted(dodge([50.0] * 4)) == [-1.5 * DODGE, -0.5 * DODGE, 0.5 * DODGE, 1.5 * DODGE]
+    assert dodge([50.0] * 4) == [50 - 3 * DODGE, 50 - 2 * DODGE, 50 - DODGE, 50]
+    assert dodge([8.0] * 5) == [0.0, 2.0, 4.0, 6.0, 8.0]  # no room for more
+
+
+def test_what_belongs_to_a_mark_moves_with_it_and_the_axis_says_so():
+    """Two rows at one cost, a third far from them: bars and the front are at their marks, ticks at the true cost."""
+    bops = {"uniform-lsq": 10 * 10**9, "hawq": 10 * 10**9, "metamix": 20 * 10**9}
+    values = {"uniform-lsq": 0.90, "hawq": 0.92, "metamix": 0.94}
+    comparison, summaries = compare(list(bops), fixed(values, bops), seeds=(0, 1, 2))
+    (axes,) = pareto_figure(comparison, summaries).axes
+    at = {row: marker(comparison.rows.index(row)) for row in bops}
+    x = {
+        row: float(line.get_xdata()[0]) for row in bops for line in axes.lines if line.get_marker() == at[row]["marker"]
+    }
+    assert x["uniform-lsq"] < x["hawq"] == pytest.approx(10)
+    bars = {line.get_color(): line.get_xdata()[0] for line in axes.lines if line.get_marker() == "_"}
+    assert bars == {at[row]["color"]: x[row] for row in bops}
+    ticks = {line.get_color(): line.get_xdata()[0] for line in axes.lines if line.get_marker() == "|"}
+    assert ticks == {at[row]["color"]: bops[row] / 1e9 for row in bops}
+    (front,) = (line for line in axes.lines if line.get_drawstyle() == "steps-post")
+    assert list(front.get_xdata()) == [x["hawq"], x["metamix"], x["metamix"]]
+    assert axes.get_xlabel() == f"{X_LABEL}\n{MOVED}"
+
+    apart = compare(["uniform-lsq", "metamix"], fixed(values, bops), seeds=(0, 1, 2))
+    (axes,) = pareto_figure(*apart).axes
+    assert axes.get_xlabel() == X_LABEL
+
+
+@pytest.mark.parametrize("networks", [("mobilenet_v2",), ("mobilenet_v2", "resnet18", "mobilenet_v3_small")])
+@pytest.mark.parametrize("name", ["pareto", "curves", "attainment", "profile", "bits"])
+def test_no_word_is_cut(name, networks):
+    """Legends of long names at a column's and at a page's width, and the labels of policies."""
+    methods = ("hawq", "metamix", "differentiable", "random")
+    rows = ["float", *(with_label(method, f"{method}, another variant, trained longer") for method in methods)]
+
+    def curve(trial, result, observed):
+        result["curves"]["finetune"] = [{"step": step, "loss": 2.0 - step / 100} for step in (0, 50, 100)]
+
+    comparison, summaries = compare(rows, curve, models=networks, ceilings=("uniform:w4a3", "uniform:w4a4"))
+    figure = {
+        "pareto": lambda: pareto_figure(comparison, summaries),
+        "curves": lambda: curves_figure(comparison),
+        "attainment": lambda: attainment_figure(comparison),
+        "profile": lambda: profile_figure(comparison, row_scores(comparison)),
+        "bits": lambda: bits_figure(comparison),
+    }[name]()
+    assert figure.get_figwidth() <= TEXT_WIDTH
+    save(figure, io.BytesIO(), "png", 200)
+    words = [text for text in figure.findobj(Text) if any(map(str.isalpha, text.get_text()))]  # no ticks' numbers
+    assert sum("variant" in text.get_text() for text in words) >= 4
+    for text in words:
+        box = text.get_window_extent()
+        assert figure.bbox.x0 <= box.x0, text
+        assert box.x1 <= figure.bbox.x1, text
+
+
+def test_rows_as_lines_look_different_without_colour_too():
+    looks = [line(row, 100) for row in range(len(DASHES) * len(MARKERS))]
+    assert len({(str(look["linestyle"]), look["marker"]) for look in looks}) == len(looks)
+    assert all(look["markevery"][0] < look["markevery"][1] for look in looks)
+    assert line(3, 1)["markevery"] == (0, 1)  # a single point is marked
 
 
 def test_rows_look_different():

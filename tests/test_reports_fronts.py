@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from methods.quantization.cost import bops, uniform_bits
 from reports.comparison import gather
 from reports.curves_figure import spent_and_loss
-from reports.fronts import at_bops, attained, curves, fronts_table
+from reports.display import gbops
+from reports.fronts import at_bops, attained, curves, fronts_table, rectangle
 from reports.pareto import Point, hypervolume
 from tests.fabricated import fail, make_plan, make_suite, write_records
 
@@ -72,13 +75,45 @@ def test_what_is_attained_never_falls(found):
 CEILINGS = ("uniform:w4a2", "uniform:w4a3", "uniform:w4a4")
 
 
-def compared(tmp_path, change=None, **suite):
+def compared(tmp_path, change=None, methods=("float", "uniform-lsq", "hawq"), leave_out=lambda trial: False, **suite):
     chosen = {"ceilings": CEILINGS, "seeds": (0, 1, 2)} | suite
-    plan = make_plan(make_suite(["float", "uniform-lsq", "hawq"], **chosen))
-    return gather(plan, write_records(plan, tmp_path, change))
+    plan = make_plan(make_suite(methods, **chosen))
+    return gather(plan, write_records(plan, tmp_path, change, leave_out=leave_out))
 
 
-def test_the_table_sets_rows_beside_uniform_and_leaves_out_what_failed(tmp_path):
+def test_the_rectangle_hangs_on_the_suite_and_the_network_alone(tmp_path):
+    """A row that is far cheaper than the others moves no edge and no other row's hypervolume."""
+
+    def cheap(trial, result, _observed):
+        if trial.row == "hawq":
+            result["cost"]["bops"]["edges8"] //= 10
+
+    few, all_rows = compared(tmp_path / "few", methods=("uniform-lsq",)), compared(tmp_path / "all", cheap)
+    layers = few.plan.trials[0].ledger
+    # The lowest widths of the space are w4a3; ceilings w4a2, w4a3, w4a4.
+    lowest, ceilings = (
+        bops(layers, uniform_bits(layers, 4, 3)),
+        [bops(layers, uniform_bits(layers, 4, a)) for a in (2, 4)],
+    )
+    edges = lowest, ceilings[1] * (ceilings[1] / ceilings[0]) ** 0.5
+    assert rectangle(few, "mobilenet_v2") == rectangle(all_rows, "mobilenet_v2") == pytest.approx(edges)
+    alone, beside = fronts_table(few).rows[0].cells, fronts_table(all_rows).rows[0].cells
+    assert alone == beside
+    assert alone[6] == f"rectangle from {gbops(edges[0])} to {gbops(edges[1])} GBOPs and from 10.00 to 100 %"
+
+
+def test_one_ceiling_written_twice_is_no_curve(tmp_path):
+    def alike(outcome):
+        spec = outcome.trial.spec.model_copy(update={"ceiling_bops": 10**9})
+        return replace(outcome, trial=replace(outcome.trial, spec=spec))
+
+    comparison = compared(tmp_path, methods=["uniform-lsq"])
+    cells = tuple(replace(cell, outcomes=tuple(map(alike, cell.outcomes))) for cell in comparison.cells)
+    assert fronts_table(comparison).rows
+    assert fronts_table(replace(comparison, cells=cells)).rows == ()
+
+
+def test_the_table_sets_rows_beside_uniform_and_counts_failures_as_worst(tmp_path):
     def better(trial, result, _observed):
         result["metrics"]["test_accuracy"] = 0.8 + 0.05 * (trial.row == "hawq") + 0.001 * trial.spec.seed
 
@@ -89,11 +124,21 @@ def test_the_table_sets_rows_beside_uniform_and_leaves_out_what_failed(tmp_path)
     assert table.rows[0].cells[5].count("GBOPs") == 3
 
     def failing(trial, result, observed):
-        if trial.row == "hawq" and trial.spec.seed == 1 and trial.ceiling == CEILINGS[0]:
+        if trial.row == "hawq" and trial.spec.seed == 1 and trial.ceiling in CEILINGS[:2]:
             fail(result, observed)
 
     broken = compared(tmp_path / "broken", failing)
-    assert [curve.row for curve in curves(broken, "mobilenet_v2")] == ["uniform-lsq"]
+    whole = fronts_table(compared(tmp_path / "whole", lambda *_: None))
+    (failed,) = (curve for curve in curves(broken, "mobilenet_v2") if curve.row == "hawq")
+    ceiling = next(t.spec.ceiling_bops for t in broken.plan.trials if t.ceiling == CEILINGS[0] and t.row == "hawq")
+    assert Point(ceiling, 0.0, "hawq") in failed.points[1]
+    assert (failed.failed, failed.trials) == (2, 9)
+    cells = fronts_table(broken).rows[1].cells
+    assert cells[6].endswith("2 of 9 trials failed or over the ceiling")
+    assert float(cells[3].split("\u00a0")[0]) < float(whole.rows[1].cells[3].split("\u00a0")[0]) - 1
+
+    missing = compared(tmp_path / "missing", leave_out=lambda trial: trial.row == "hawq" and trial.spec.seed == 1)
+    assert [curve.row for curve in curves(missing, "mobilenet_v2")] == ["uniform-lsq"]
     assert fronts_table(compared(tmp_path / "one", ceilings=CEILINGS[:1])).rows == ()
 
 

@@ -122,11 +122,13 @@ def test_the_filter_keeps_rows_with_all_its_words(tmp_path):
       const rows = [...document.querySelector("table.sortable").tBodies[0].rows];
       const texts = rows.filter((r) => !r.hidden).map((r) => r.textContent);
       const kept = texts.map((text) => text.includes("w4a3") && text.includes("hawq"));
+      const said = document.getElementById("matches").textContent;
+      const others = [...document.querySelectorAll("#trials ~ * table.sortable tr")].filter((r) => r.hidden);
       field.value = "";
       field.dispatchEvent(new Event("input"));
-      return [kept.length, kept.every(Boolean), rows.some((r) => r.hidden)].join(" ");
+      return [kept.length, kept.every(Boolean), rows.some((r) => r.hidden), others.length, said].join(" ");
     """
-    assert doing(tmp_path, script) == "1 true false"
+    assert doing(tmp_path, script) == "1 true false 0 1 of 8 rows"
 
 
 def test_a_point_shows_its_policy(tmp_path):
@@ -161,13 +163,17 @@ def test_the_points_of_a_figure_lie_where_their_numbers_say(tmp_path):
     by_accuracy = [f"{100 * o.accuracy:.2f} %" for o in sorted(outcomes, key=lambda o: o.accuracy)]
     assert [text.split(" · ")[-2] for text in by_height] == by_accuracy
     # Weights are 4 bits everywhere, so no figure against bytes; with 2 bits in one policy there is one.
-    assert drawn.cost == "GBOPs per image"
+    assert drawn.cost == "MBOPs per image"  # nothing costs as much as 0.1 GBOPs
+    assert [tick.text for tick in drawn.ceilings] == list(CEILINGS)
+    best = min(drawn.dots, key=lambda dot: dot.y)
+    assert f"{best.x},{best.y}" in drawn.front.split()
+    assert [dot.row for dot in drawn.dots][-4:] == ["uniform-lsq"] * 4  # drawn over the others
 
     def lighter(trial, result, _observed):
         if trial.row == "hawq" and trial.spec.seed == 0:
             result["cost"]["weight_bytes"] //= 2
 
     both = explorers(gather(plan, write_records(plan, tmp_path / "lighter", lighter)))
-    assert [figure.cost for figure in both] == ["GBOPs per image", "weights, KiB"]
+    assert [figure.cost for figure in both] == ["MBOPs per image", "weights, KiB"]
     cheapest = min(drawn.dots, key=lambda dot: dot.x)
     assert f"{min(o.bops for o in outcomes) / 1e9:#.4g}" in cheapest.text

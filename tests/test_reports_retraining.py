@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -45,6 +46,19 @@ HOLED = [{}, {"a": {0: 1.0, 1: 1.0}}, {"a": {0: 1.0}, "b": {0: 1.0}}, {"a": {0: 
 def test_holes_are_refused(table):
     with pytest.raises(ValueError, match="two policies"):
         components(table)
+
+
+def test_of_several_ceilings_one_is_chosen(tmp_path):
+    shelf = write_records(
+        make_plan(make_suite(["metamix"], ceilings=["uniform:w4a4", "uniform:w4a5"], seeds=(0, 1))), tmp_path
+    )
+    records = list(shelf)
+    several = sorted({record.spec["ceiling_bops"] for record in records})
+    with pytest.raises(ValueError, match=f"--ceiling {several[0]} or {several[1]}"):
+        suite_of(records, "metamix", "mobilenet_v2")
+    assert suite_of(records, "metamix", "mobilenet_v2", several[1])["ceilings"] == [several[1]]
+    with pytest.raises(ValueError, match="0 ok records"):
+        suite_of(records, "metamix", "mobilenet_v2", 1)
 
 
 def test_the_suite_of_a_searchs_policies_can_be_planned(capsys):
@@ -93,9 +107,10 @@ def test_policies_that_are_alike_are_trained_once(tmp_path):
 
 
 def test_several_kinds_of_records_are_refused(tmp_path):
-    records = searched(tmp_path, ceilings=("uniform:w4a3", "uniform:w4a4"))
-    with pytest.raises(ValueError, match="6 ok records of hawq on mobilenet_v2, of 2 kinds"):
-        suite_of(records, "hawq", "mobilenet_v2")
+    first, *others = searched(tmp_path)
+    longer = replace(first, spec={**first.spec, "compute": {**first.spec["compute"], "epochs": 99.0}})
+    with pytest.raises(ValueError, match="3 ok records of hawq on mobilenet_v2, of 2 kinds"):
+        suite_of([longer, *others], "hawq", "mobilenet_v2")
 
 
 def test_the_table_of_retrained_policies(tmp_path):
