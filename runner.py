@@ -263,9 +263,10 @@ def show_plan(
     for warning in session.plan.warnings:
         warn(warning)
     epochs = sum(trial.spec.compute.epochs for trial in session.plan.trials)
+    cached = sum(session.workspace.start(start.key).exists() for start in session.plan.starts)
     console.print(
         f"{len(rows)} trials of {session.suite.compute.epochs:g} recipe epochs ({epochs:g} in all) from "
-        f"{len(session.plan.starts)} float starts; {len(session.missing())} to run"
+        f"{len(session.plan.starts)} float starts, {cached} of them there; {len(session.missing())} to run"
     )
     if measure:
         from benchmarks.planning import show_estimate
@@ -311,6 +312,9 @@ def trial(
     suite: SuiteOption = "quick",
     data: DataOption = None,
     out: OutOption = DEFAULT_OUT,
+    methods: MethodsOption = "",
+    models: ModelsOption = "",
+    seeds: SeedsOption = "",
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
     weights: WeightsOption = None,
     bad_images: BadImagesOption = 0,
@@ -320,9 +324,8 @@ def trial(
     from benchmarks.engines.local import LocalEngine
     from benchmarks.progress import View
 
-    session = open_session(
-        suite, out, data, overrides=overrides, weights=weights and weights.resolve(), allow_bad_images=bad_images
-    )
+    place: dict[str, Any] = {"weights": weights and weights.resolve(), "allow_bad_images": bad_images}
+    session = open_session(suite, out, data, methods, models, seeds, overrides, **place)
     chosen = session.find(trial_id)
     check_writable(out)
     job = next(job for job in session.jobs if job.key == chosen.id)
@@ -363,7 +366,7 @@ def evaluate(
     from benchmarks.rescoring import rescore
 
     try:
-        score = rescore(record, session.workspace)
+        score = rescore(record, session.placed())
     except CheckpointError as error:
         raise SuiteError(str(error)) from error
     recorded = record.result["metrics"]["test_accuracy"]

@@ -17,7 +17,7 @@ import torch
 from benchmarks.record import write_atomic
 from benchmarks.stopping import StoppedError, asked
 
-SCHEMA = 2
+SCHEMA = 3
 _DIGEST_BYTES = 32
 _DEAREST = 50
 """Time between two saves over that of a save, at the least."""
@@ -45,7 +45,7 @@ def save_checkpoint(path: Path, trial_id: str, state: dict[str, Any]) -> None:
 def load_checkpoint(path: Path, trial_id: str) -> dict[str, Any] | None:
     """The state saved for a trial, or the one before where the last cannot be trusted; None if there is none.
 
-    Raises CheckpointError if there are files and none can be trusted.
+    Its tensors are on the CPU, wherever they were. Raises CheckpointError if there are files and none can be trusted.
     """
     found: CheckpointError | None = None
     for file in (path, previous(path)):
@@ -60,6 +60,19 @@ def load_checkpoint(path: Path, trial_id: str) -> dict[str, Any] | None:
     return None
 
 
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The states of torch's own generators that work on `device` draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    return {**state, "cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
+
+
+def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Put back what `random_state` gave; a GPU's generator only where the state is of one."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
 def discard_checkpoint(path: Path) -> None:
     for file in (path, previous(path)):
         file.unlink(missing_ok=True)
@@ -72,7 +85,7 @@ def _load(path: Path, trial_id: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: truncated or altered; delete it and run again, the trial starts from its beginning"
         )
-    saved = torch.load(io.BytesIO(body), weights_only=True)
+    saved = torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
     if saved["schema"] != SCHEMA or saved["trial"] != trial_id:
         raise CheckpointError(
             f"{path}: schema {saved['schema']} of trial {saved['trial']}, "
@@ -119,7 +132,7 @@ def save_network(path: Path, state: dict[str, torch.Tensor]) -> None:
 def load_network(path: Path) -> dict[str, torch.Tensor]:
     """Raises CheckpointError if the file is missing or damaged."""
     try:
-        state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
+        state: dict[str, torch.Tensor] = torch.load(path, weights_only=True, map_location="cpu")
     except FileNotFoundError as error:
         raise CheckpointError(f"no network {path}; networks are kept for small suites only") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, UnpicklingError) as error:

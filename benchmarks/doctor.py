@@ -7,13 +7,18 @@ import resource
 import shutil
 import socket
 import sys
+import tomllib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.data import AHEAD
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from benchmarks.data import AHEAD, EVALUATION_BATCH
 from benchmarks.data.folders import DataError, class_names, find_folder, fit_classes, images_folder
 from benchmarks.data.listing import MANIFEST, check_manifest
 from benchmarks.environment import require_compiler
@@ -21,7 +26,7 @@ from benchmarks.messages import SuiteError
 from benchmarks.spec import DataSpec, ProceduralSpec
 from benchmarks.suite import Suite, plan
 
-_PACKAGES = ("torch", "torchvision", "ray", "mlflow", "pandas", "matplotlib", "scipy", "scikit-learn", "pydantic")
+_PROJECT = Path(__file__).parent.parent / "pyproject.toml"
 _MIN_DISK_GB = 2
 _MIN_SHARED_MEMORY_MB = 64
 _MIN_FILES = 1024
@@ -38,25 +43,46 @@ def examine(
     suite: Suite, data: Path | None, out: Path, weights: Path | None = None, allow_bad_images: int = 0
 ) -> list[Finding]:
     """What a suite needs, looked at in a few seconds; nothing is written or fetched."""
-    return [
-        *_python(),
-        *_space(out),
-        *_shared_memory(suite),
-        *_limits(),
-        *_data(suite, data, allow_bad_images),
-        *_plan(suite),
-        *_weights(_fitted(suite, data), weights),
-        *_devices(suite),
-    ]
+    checks: dict[str, Callable[[], Iterator[Finding]]] = {
+        "Python and packages": _packages,
+        "the output folder": partial(_space, out),
+        "shared memory": partial(_shared_memory, suite),
+        "the machine's limits": _limits,
+        "data": partial(_data, suite, data, allow_bad_images),
+        "the plan": partial(_plan, suite),
+        "weights": partial(_weights, suite, data, weights),
+        "cores": partial(_cores, suite),
+        "GPUs": partial(_gpus, suite),
+        "quantizers": partial(_quantizers, suite),
+        "a compiler": partial(_compiler, suite),
+    }
+    return [finding for what, check in checks.items() for finding in _found(what, check)]
 
 
-def _python() -> Iterator[Finding]:
-    yield Finding(sys.version_info >= (3, 11), f"Python {sys.version.split()[0]} (3.11 or later is needed)")
-    for package in _PACKAGES:
+def _found(what: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """What a check finds, its own failure included: the others are looked at all the same."""
+    try:
+        yield from check()
+    except Exception as error:  # noqa: BLE001 (whatever is wrong with a machine)
+        advice = ": reinstall by `make install`" if isinstance(error, ImportError) else ""
+        yield Finding(False, f"{what} cannot be looked at: {error!r}{advice}")
+
+
+def _packages() -> Iterator[Finding]:
+    """Those that the project needs, against the versions that it needs."""
+    project = tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["project"]
+    python, needed = ".".join(map(str, sys.version_info[:3])), SpecifierSet(project["requires-python"])
+    yield Finding(needed.contains(python), f"Python {python} ({needed} is needed)")
+    for wanted in map(Requirement, project["dependencies"]):
         try:
-            yield Finding(True, f"{package} {version(package)}")
+            there = version(wanted.name)
         except PackageNotFoundError:
-            yield Finding(False, f"{package} is not installed: run `make install`")
+            yield Finding(False, f"{wanted.name} is not installed: run `make install`")
+            continue
+        fits = wanted.specifier.contains(there, prereleases=True)
+        yield Finding(
+            fits, f"{wanted.name} {there}" + ("" if fits else f", {wanted.specifier} is needed: `make install`")
+        )
 
 
 def _space(out: Path) -> Iterator[Finding]:
@@ -78,10 +104,15 @@ def _shared_memory(suite: Suite) -> Iterator[Finding]:
 
 
 def _loaded_bytes(suite: Suite) -> int:
-    """What the loaders of one trial have under way: two phases of a search may each have theirs."""
+    """What the loaders of one trial have under way at most.
+
+    Two streams live at a time: those of a search's two phases, or training's and evaluation's.
+    """
     image = 3 * suite.data.image_size**2 * 4
-    loaders = suite.resources.loaders_for(suite.data.dataset)
-    return 2 * loaders * AHEAD * suite.recipe.micro_batch * image * suite.resources.workers_per_trial
+    loaders = min(suite.resources.loaders_for(suite.data.dataset), len(os.sched_getaffinity(0)))
+    micro_batch = suite.recipe.micro_batch
+    images = AHEAD * (micro_batch + max(micro_batch, EVALUATION_BATCH))
+    return loaders * images * image * suite.resources.workers_per_trial
 
 
 def _limits() -> Iterator[Finding]:
@@ -136,12 +167,12 @@ def _plan(suite: Suite) -> Iterator[Finding]:
         yield Finding(False, str(error))
 
 
-def _weights(suite: Suite, folder: Path | None) -> Iterator[Finding]:
+def _weights(suite: Suite, data: Path | None, folder: Path | None) -> Iterator[Finding]:
     """torchvision's files for networks that start from published weights, and for the teacher."""
-    from benchmarks.models import published_weights, weights_file
+    from benchmarks.models import published_weights, require_weights, weights_file
 
     try:
-        starts = plan(suite).starts
+        starts = plan(_fitted(suite, data)).starts
     except SuiteError:
         return  # said already
     for start in starts:
@@ -149,37 +180,62 @@ def _weights(suite: Suite, folder: Path | None) -> Iterator[Finding]:
             continue
         what = f"weights of {start.model.name} {start.model.weights}"
         try:
+            require_weights(start.model, start.data)
             if folder is None and not weights_file(start.model, None).exists():
                 yield Finding(True, f"{what}: will be downloaded (offline: fetch them elsewhere and name --weights)")
             else:
                 published_weights(start.model, start.data, folder)
                 yield Finding(True, f"{what}: there, and whole")
-        except (SuiteError, KeyError) as error:
+        except SuiteError as error:
             yield Finding(False, str(error))
 
 
-def _devices(suite: Suite) -> Iterator[Finding]:
+def _cores(suite: Suite) -> Iterator[Finding]:
+    """A process takes no more than there are; several of one trial must find room together."""
+    cores, asked, workers = os.cpu_count() or 1, suite.resources.cpus, suite.resources.workers_per_trial
+    taken = min(asked, cores) * workers
+    fewer = f", of the {asked * workers} that it asks for" if taken < asked * workers else ""
+    lower = f"resources.cpus to {cores // workers}" if workers <= cores else "resources.workers_per_trial"
+    advice = "" if taken <= cores else f": lower {lower} with --set, or join a cluster with --address"
+    yield Finding(taken <= cores, f"{cores} cores, a trial takes {taken}{fewer}{advice}")
+
+
+def _gpus(suite: Suite) -> Iterator[Finding]:
+    """Where there is none, trials run without; where there are some, they must do."""
     import torch
 
+    gpus, wanted = torch.cuda.device_count(), suite.resources.gpus * suite.resources.workers_per_trial
+    names = ", ".join(sorted({torch.cuda.get_device_name(index) for index in range(gpus)}))
+    if wanted and not gpus:
+        yield Finding(True, f"no GPU, a trial asks for {wanted:g} and runs on the CPU, which is many times slower")
+        return
+    advice = ": lower resources.gpus or resources.workers_per_trial with --set, or join a cluster with --address"
+    said = f"{gpus} GPUs{f' ({names})' if names else ''}, a trial takes {wanted:g}"
+    yield Finding(gpus >= wanted, said if gpus >= wanted else said + advice)
+
+
+def _device(suite: Suite) -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() and suite.resources.gpus else "cpu"
+
+
+def _quantizers(suite: Suite) -> Iterator[Finding]:
     from methods.quantization.paths import path_on
 
-    cores = os.cpu_count() or 1
-    taken = suite.resources.cpus * suite.resources.workers_per_trial
-    yield Finding(cores >= taken, f"{cores} cores, a trial takes {taken}")
-    gpus = torch.cuda.device_count()
-    names = ", ".join(sorted({torch.cuda.get_device_name(index) for index in range(gpus)}))
-    wanted = suite.resources.gpus * suite.resources.workers_per_trial
-    yield Finding(gpus >= wanted, f"{gpus} GPUs{f' ({names})' if names else ''}, a trial takes {wanted:g}")
-    device = "cuda" if gpus and suite.resources.gpus else "cpu"
+    device = _device(suite)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of what is said here
         path = path_on(device)
     slow = path == "plain" and device == "cpu"
     advice = ": twice the time of kernels; reinstall numba by `make install`" if slow else ""
     yield Finding(not slow, f"quantizers run on the {path} path{advice}")
+
+
+def _compiler(suite: Suite) -> Iterator[Finding]:
     if suite.resources.compile:
         try:
-            require_compiler(device)
+            require_compiler(_device(suite))
             yield Finding(True, "a compiler for resources.compile")
         except SuiteError as error:
             yield Finding(False, str(error))

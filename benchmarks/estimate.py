@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.data import AHEAD, EVALUATION_BATCH, Subset
 from benchmarks.data.stream import Stream, stream_seed
 from benchmarks.environment import configure_torch, require_compiler
-from benchmarks.evaluation import RECALIBRATION_IMAGES
+from benchmarks.evaluation import RECALIBRATION_IMAGES, evaluate
 from benchmarks.messages import SuiteError
 from benchmarks.models import build_model
+from benchmarks.ranks import ALONE, Ranks
 from benchmarks.setting import Setting
 from benchmarks.spec import StartSpec, TrialSpec, digest
 from benchmarks.suite import Plan, Resources, Trial, candidates_of
@@ -40,6 +42,8 @@ _LONGEST_WAIT = 60.0
 
 
 _RECORD_BYTES = 70_000
+_CHECKPOINTS = 6
+"""Sizes of a network that a trial's two checkpoints have at most: its own and twice that of its optimizer, each."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +63,15 @@ class TrialTime:
 class Row:
     """One method's trials on one network: how many are to run, what each takes, and the bytes that it leaves.
 
-    refused: why the method does not apply here; its trials then take next to nothing.
+    saved_bytes: of its checkpoints while it runs. refused: why the method does not apply here; its trials then take
+    next to nothing.
     """
 
     trial: Trial
     count: int
     time: TrialTime
     kept_bytes: int
+    saved_bytes: int = 0
     refused: str = ""
 
 
@@ -94,6 +100,11 @@ class Estimate:
     @property
     def kept_bytes(self) -> int:
         return self.starts_bytes + sum(row.count * row.kept_bytes for row in self.rows)
+
+    @property
+    def saved_bytes(self) -> int:
+        """Of checkpoints at most, with all slots at work."""
+        return self.slots * max((row.saved_bytes for row in self.rows), default=0)
 
 
 class Compiling(NamedTuple):
@@ -143,9 +154,19 @@ def compiling(row: Row, workspace: Workspace) -> Compiling | str:
 
 @dataclass
 class _Bench:
-    """One network on its data under one recipe; each kind of work is timed when it is first asked for."""
+    """One network on its data under one recipe; each kind of work is timed when it is first asked for.
+
+    share: the rank whose part of a step is timed.
+    """
 
     setting: Setting
+    share: Ranks = ALONE
+
+    @property
+    def untimed(self) -> int:
+        """Steps that are not timed: the first, and those whose images were loaded meanwhile."""
+        recipe = self.setting.spec.recipe
+        return 1 + self.setting.loaders * AHEAD * recipe.micro_batch * self.share.count // recipe.batch_size
 
     @cached_property
     def float_step(self) -> float:
@@ -156,19 +177,23 @@ class _Bench:
         return self.training(quantized=True)[0]
 
     @cached_property
-    @torch.no_grad()
-    def evaluation(self) -> float:
-        """Seconds of recalibration and both evaluations, by the seconds per image of one batch."""
-        setting, data = self.setting, self.setting.data
-        model = build_model(setting.spec.model, setting.spec.data).to(setting.device).eval()
-        indices = np.arange(min(200, len(data.validation)))
+    def image(self) -> float:
+        """Seconds of evaluation per image, by some batches, more of them than are loaded ahead."""
+        setting, split = self.setting, self.setting.data.validation
+        model = build_model(setting.spec.model, setting.spec.data).to(setting.device)
+        some = Subset(split, np.arange(min(EVALUATION_BATCH * (1 + AHEAD * setting.loaders), len(split))))
+        evaluate(model, Subset(split, np.arange(1)), setting.device)
+        return _timed(setting.device, lambda: evaluate(model, some, setting.device, setting.loaders)) / len(some)
 
-        def forward() -> None:
-            model(data.validation.load(indices, None)[0].to(setting.device))
+    @property
+    def validation(self) -> float:
+        """Seconds of a recalibration and of scoring validation."""
+        data = self.setting.data
+        return self.image * (len(data.validation) + min(len(data.train), RECALIBRATION_IMAGES))
 
-        forward()
-        images = len(data.validation) + len(data.test) + min(len(data.train), RECALIBRATION_IMAGES)
-        return _timed(setting.device, forward) / len(indices) * images
+    @property
+    def test(self) -> float:
+        return self.image * len(self.setting.data.test)
 
     def training(self, *, quantized: bool, compiled: bool = False) -> tuple[float, float]:
         """Seconds of a fine-tuning step, the median, and of the first one."""
@@ -177,13 +202,13 @@ class _Bench:
         problem = self.setting.problem({name: [pair] for name, pair in bits.items()}, self.setting.spec.seed)
         if compiled:
             problem.compile()
-        training = WeightTraining(problem, with_pins(ledger, bits) if quantized else None, total=_STEPS + 1)
+        training = WeightTraining(problem, with_pins(ledger, bits) if quantized else None, total=self.untimed + _STEPS)
         problem.model.train()
-        stream = problem.batches(WeightTraining.PHASE, "finetune")
+        stream = problem.batches(WeightTraining.PHASE, "finetune", loaders=problem.loaders, ranks=self.share)
 
         step = partial(_step, problem, training, WeightTraining.PHASE, stream)
-        first, *others = (_timed(self.setting.device, step) for _ in range(_STEPS + 1))
-        return median(others), first
+        first, *others = (_timed(self.setting.device, step) for _ in range(self.untimed + _STEPS))
+        return median(others[-_STEPS:]), first
 
 
 @dataclass
@@ -198,7 +223,7 @@ class _Benches:
         shape = (spec.recipe.batch_size, spec.recipe.micro_batch, spec.recipe.precision, spec.recipe.optimizer.name)
         key = digest([[part and part.model_dump(mode="json") for part in parts], shape])
         if key not in self.made:
-            self.made[key] = _Bench(self._setting(spec))
+            self.made[key] = _Bench(self._setting(spec), Ranks(0, self.workspace.ranks))
         return self.made[key]
 
     def _setting(self, spec: TrialSpec) -> Setting:
@@ -206,26 +231,29 @@ class _Benches:
         network, teacher = _fresh(spec.start, device), None
         if spec.teacher is not None:
             teacher = _fresh(spec.teacher, device).eval().requires_grad_(False)
-        return Setting(spec, data, network.state_dict(), device, teacher)
+        return Setting(spec, data, network.state_dict(), device, teacher, self.workspace.loaders)
 
 
 def _row(trials: Sequence[Trial], bench: _Bench) -> Row:
-    setting = replace(bench.setting, spec=trials[0].spec)
-    spec, kind = setting.spec, load_method(setting.spec.method.name)
+    spec, kind = trials[0].spec, load_method(trials[0].spec.method.name)
     try:
-        search = _search_seconds(setting) if kind.searches else 0.0
+        search = _search_seconds(spec, bench) if kind.searches else 0.0
     except InapplicableError as error:
-        return Row(trials[0], len(trials), TrialTime(0.0, 0.0, 0.0), _RECORD_BYTES, str(error))
+        return Row(trials[0], len(trials), TrialTime(0.0, 0.0, 0.0), _RECORD_BYTES, refused=str(error))
     left = 1.0 if spec.compute.free_search else 1 - spec.compute.search_share
-    steps = spec.compute.epochs * setting.epoch_steps * left
+    steps = spec.compute.epochs * bench.setting.epoch_steps * left
+    every = spec.recipe.validate_epochs
+    looks = 1 + (int(spec.compute.epochs * left / every) if every else 0)
     finetune = steps * (bench.quantized_step if kind.quantizes else bench.float_step)
-    parameters = sum(tensor.numel() for tensor in setting.start.values())
+    parameters = sum(tensor.numel() for tensor in bench.setting.start.values())
     network = 4 * parameters if parameters <= KEPT_PARAMETERS else 0
-    return Row(trials[0], len(trials), TrialTime(search, finetune, bench.evaluation), network + _RECORD_BYTES)
+    time = TrialTime(search, finetune, looks * bench.validation + bench.test)
+    return Row(trials[0], len(trials), time, network + _RECORD_BYTES, _CHECKPOINTS * 4 * parameters)
 
 
-def _search_seconds(setting: Setting) -> float:
+def _search_seconds(spec: TrialSpec, bench: _Bench) -> float:
     """The phases that come once, and for the rest of the share the seconds per MAC of those that come again."""
+    setting = replace(bench.setting, spec=spec)
     problem = setting.problem(candidates_of(setting.spec.space, setting.ledger), setting.spec.seed)
     account = problem.account = setting.account(problem)
     kind = load_method(setting.spec.method.name)
@@ -233,13 +261,15 @@ def _search_seconds(setting: Setting) -> float:
     times: dict[str, list[float]] = {}
     prices: dict[str, int] = {}
     streams: dict[str, Stream] = {}
-    while (phase := method.phase()) is not None and len(times.get(phase.name, ())) <= _STEPS:
+    enough = bench.untimed + _STEPS
+    while (phase := method.phase()) is not None and len(times.get(phase.name, ())) < enough:
         prices[phase.name] = problem.price(phase)
-        stream = streams.setdefault(phase.name, problem.batches(phase, "search"))
+        if phase.name not in streams:
+            streams[phase.name] = problem.batches(phase, "search", loaders=problem.loaders, ranks=bench.share)
         problem.model.train(phase.train_mode)
-        step = partial(_step, problem, method, phase, stream)
+        step = partial(_step, problem, method, phase, streams[phase.name])
         times.setdefault(phase.name, []).append(_timed(setting.device, step))
-    again = {name: median(steps[1:]) for name, steps in times.items() if len(steps) >= _STEPS}
+    again = {name: median(steps[bench.untimed :]) for name, steps in times.items() if len(steps) >= enough - 1}
     once = {name: steps for name, steps in times.items() if name not in again}
     rest = account.search_macs - sum(prices[name] * len(steps) for name, steps in once.items())
     per_mac = sum(again.values()) / sum(prices[name] for name in again) if again else 0.0
@@ -249,10 +279,10 @@ def _search_seconds(setting: Setting) -> float:
 def _start_seconds(start: StartSpec, of: TrialSpec, benches: _Benches) -> float:
     """Seconds of a float start that trials like `of` need: as many float steps as it has, and its evaluation."""
     if start.pretraining is None:
-        return 0.0
+        return benches.of(of.model_copy(update={"model": start.model, "teacher": None})).test
     changes = {"model": start.model, "recipe": start.pretraining.recipe, "teacher": None}
     bench = benches.of(of.model_copy(update=changes))
-    return start.pretraining.epochs * bench.setting.epoch_steps * bench.float_step + bench.evaluation
+    return start.pretraining.epochs * bench.setting.epoch_steps * bench.float_step + bench.validation + bench.test
 
 
 def _fresh(start: StartSpec, device: torch.device) -> nn.Module:
@@ -262,8 +292,8 @@ def _fresh(start: StartSpec, device: torch.device) -> nn.Module:
 
 def _slots(resources: Resources, workspace: Workspace) -> int:
     if workspace.gpu:
-        return max(1, int(torch.cuda.device_count() / resources.gpus))
-    return max(1, (os.cpu_count() or 1) // resources.cpus)
+        return max(1, int(torch.cuda.device_count() / resources.gpus / resources.workers_per_trial))
+    return max(1, len(os.sched_getaffinity(0)) // (resources.cpus * resources.workers_per_trial))
 
 
 def _parameters(model: nn.Module) -> int:

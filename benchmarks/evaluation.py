@@ -10,13 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.data import Split
+from benchmarks.data import EVALUATION_BATCH, Split
 from benchmarks.data.loading import Request, fetched
 
 RECALIBRATION_IMAGES = 4096
 TOP5_CLASSES = 100
 """With fewer, five guesses are too many to mean much."""
-_BATCH = 200
 
 
 class Score(NamedTuple):
@@ -43,8 +42,8 @@ def recalibrate_bn(model: nn.Module, train: Split, device: torch.device, loaders
         layer.momentum = None
         layer.train()
     count = min(len(train), RECALIBRATION_IMAGES)
-    if count > _BATCH:
-        count -= count % _BATCH  # every batch weighs the same in the average, so all have one size
+    if count > EVALUATION_BATCH:
+        count -= count % EVALUATION_BATCH  # every batch weighs the same in the average, so all have one size
     for images, _ in fetched(train, _in_order(count), loaders=loaders, device=device):
         model(images)
     for layer, momentum in zip(layers, momenta, strict=True):
@@ -72,5 +71,5 @@ def evaluate(model: nn.Module, split: Split, device: torch.device, loaders: int 
 
 def _in_order(count: int) -> Iterator[Request]:
     """The first `count` images, un-augmented, batch by batch."""
-    for start in range(0, count, _BATCH):
-        yield Request(np.arange(start, min(start + _BATCH, count)), None)
+    for start in range(0, count, EVALUATION_BATCH):
+        yield Request(np.arange(start, min(start + EVALUATION_BATCH, count)), None)

@@ -36,19 +36,9 @@ def published_weights(spec: ModelSpec, data: DataSpec, folder: Path | None = Non
 
     What is not in the cache is downloaded. Raises SuiteError if it is unknown, absent, damaged or does not fit.
     """
-    assert spec.weights is not None
-    if spec.name not in _BUILDERS:
-        raise SuiteError(f"{spec.name} has no published weights here; train from scratch with --set weights=none")
-    enum = zoo.get_model_weights(spec.name)
-    if spec.weights not in enum.__members__:
-        raise SuiteError(f"{spec.name} has no weights {spec.weights!r}; known: {', '.join(enum.__members__)}")
-    if spec.width != 1.0 or spec.form != "imagenet" or data.classes != 1000:
-        raise SuiteError(
-            f"{spec.weights} fits {spec.name} at width 1 with 1000 classes, not width {spec.width:g} with "
-            f"{data.classes} classes; train from scratch with --set weights=none"
-        )
+    require_weights(spec, data)
     file = weights_file(spec, folder)
-    url = enum[spec.weights].url
+    url = zoo.get_model_weights(spec.name)[spec.weights].url
     if not file.exists():
         if folder is not None:
             raise SuiteError(f"no {file.name} in {folder}; download {url} to it, or leave out --weights")
@@ -60,6 +50,21 @@ def published_weights(spec: ModelSpec, data: DataSpec, folder: Path | None = Non
     except UnpicklingError as error:
         raise SuiteError(f"{file} holds more than weights and is not opened; fetch {url} again") from error
     return state
+
+
+def require_weights(spec: ModelSpec, data: DataSpec) -> None:
+    """Raises SuiteError unless torchvision has such weights, for this width and this number of classes."""
+    assert spec.weights is not None
+    if spec.name not in _BUILDERS:
+        raise SuiteError(f"{spec.name} has no published weights here; train from scratch with --set weights=none")
+    enum = zoo.get_model_weights(spec.name)
+    if spec.weights not in enum.__members__:
+        raise SuiteError(f"{spec.name} has no weights {spec.weights!r}; known: {', '.join(enum.__members__)}")
+    if spec.width != 1.0 or spec.form != "imagenet" or data.classes != 1000:
+        raise SuiteError(
+            f"{spec.weights} fits {spec.name} at width 1 with 1000 classes, not width {spec.width:g} with "
+            f"{data.classes} classes; train from scratch with --set weights=none"
+        )
 
 
 def weights_file(spec: ModelSpec, folder: Path | None) -> Path:

@@ -24,11 +24,16 @@ def show_estimate(session: Session) -> None:
         cells.append((row.trial.model, row.trial.row, str(row.count), *texts))
     print_columns(cells)
     unit = "GPU" if place.gpu else "core"
-    threads = session.suite.resources.cpus if not place.gpu else 1
+    threads = session.workspace.ranks * (session.suite.resources.cpus if not place.gpu else 1)
     console.print(
         f"timed here, one trial at a time: {found.seconds * threads / 3600:.2f} {unit}-hours, of which float starts "
         f"{found.starts_seconds * threads / 3600:.2f}; {found.elapsed / 60:.0f} minutes with "
-        f"{found.slots} trials at a time; about {found.kept_bytes / 2**20:.0f} MiB of disk"
+        f"{found.slots} trials at a time; about {found.kept_bytes / 2**20:.0f} MiB of disk, and "
+        f"{found.saved_bytes / 2**20:.0f} MiB of checkpoints while it runs"
+    )
+    console.print(
+        "left out: drawing and downloading, compiling, saving, what processes of a trial tell each other, and that "
+        "trials at a time share disk and memory"
     )
     if not session.suite.resources.compile and found.rows:
         console.print(_advice(compiling(max(found.rows, key=lambda row: row.time.finetune), place)))

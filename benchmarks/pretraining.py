@@ -18,8 +18,10 @@ from benchmarks.checkpoint import (
     load_checkpoint,
     load_network,
     network_digest,
+    random_state,
     save_checkpoint,
     save_network,
+    set_random_state,
 )
 from benchmarks.compute import Account
 from benchmarks.data import Dataset
@@ -94,7 +96,7 @@ def _make(spec: StartSpec, workspace: Workspace, data: Dataset, ranks: Ranks) ->
 
 def _train(spec: StartSpec, workspace: Workspace, data: Dataset, model: nn.Module, ranks: Ranks) -> Iterator[Progress]:
     assert spec.pretraining is not None
-    recipe = spec.pretraining.recipe
+    recipe, device = spec.pretraining.recipe, torch.device(workspace.device)
     unlimited = Account(granted_macs=2**62, epoch_macs=1, search_share=0.0)
     problem = Problem(
         model=model,
@@ -105,7 +107,7 @@ def _train(spec: StartSpec, workspace: Workspace, data: Dataset, model: nn.Modul
         recipe=recipe,
         seed=stream_seed(spec.seed, "pretrain"),
         train=data.train,
-        device=torch.device(workspace.device),
+        device=device,
         account=unlimited,
         augments=spec.data.augment != "none",
         loaders=workspace.loaders,
@@ -115,7 +117,7 @@ def _train(spec: StartSpec, workspace: Workspace, data: Dataset, model: nn.Modul
     loop = Loop(problem, WeightTraining(problem, None, total), "finetune", limit=unlimited.granted_macs, total=total)
 
     def state() -> dict[str, Any]:
-        return {"model": model.state_dict(), "loop": loop.state_dict(), "rng": torch.get_rng_state()}
+        return {"model": model.state_dict(), "loop": loop.state_dict(), "rng": random_state(device)}
 
     path = workspace.checkpoint(spec.key)
     seconds = math.inf if ranks.rank else workspace.checkpoint_seconds
@@ -123,7 +125,7 @@ def _train(spec: StartSpec, workspace: Workspace, data: Dataset, model: nn.Modul
     if saved := load_checkpoint(path, spec.key):
         model.load_state_dict(saved["model"])
         loop.load_state_dict(saved["loop"])
-        torch.set_rng_state(saved["rng"])
+        set_random_state(saved["rng"], device)
     for progress in loop.run():
         saver.tick()
         yield Progress("pretrain", progress.step, progress.total, progress.row)

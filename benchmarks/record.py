@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,3 +130,10 @@ class Records:
 
     def __iter__(self) -> Iterator[Record]:
         return (read_record(path) for path in sorted(self.folder.glob("*.json")))
+
+    def others(self, trial_ids: Container[str]) -> Iterator[Record]:
+        """Whole records of trials that are none of these."""
+        for path in sorted(self.folder.glob("*.json")):
+            if path.stem not in trial_ids:
+                with suppress(RecordError):
+                    yield read_record(path)

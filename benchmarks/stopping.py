@@ -1,14 +1,21 @@
-"""A request to stop: SIGTERM, which schedulers send some time before they kill."""
+"""A request to stop: SIGTERM, which schedulers send some time before they kill, passed on elsewhere by a file."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
+_LOOK_SECONDS = 1.0
+"""How often a process looks for the file."""
+
 _asked = False
+_file: Path | None = None
+_looked = 0.0
 
 
 class StoppedError(KeyboardInterrupt):
@@ -29,7 +36,18 @@ def heeded() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def watch(file: Path) -> None:
+    """From now on a file asks, too: made by a process that heeds SIGTERM for this one, on whichever machine."""
+    global _file
+    _file = file
+
+
 def asked() -> bool:
+    global _asked, _looked
+    if _file and not _asked and time.monotonic() - _looked > _LOOK_SECONDS:
+        _looked = time.monotonic()
+        with suppress(OSError):
+            _asked = _file in _file.parent.iterdir()  # over a network, asking for the file itself may give old answers
     return _asked
 
 

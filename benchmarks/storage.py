@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, BinaryIO
+from zipfile import BadZipFile, ZipFile
 
 from benchmarks.engines import Job
 from benchmarks.messages import SuiteError
@@ -41,7 +45,10 @@ class Storage:
         return cls(url, files, root.rstrip("/"))
 
     def fetch(self, jobs: Iterable[Job], workspace: Workspace) -> int:
-        """Bring what is there and not here; returns how many. Raises StorageError, or SuiteError for a bad record."""
+        """Bring what is there and not here; returns how many. Raises StorageError, or SuiteError for a bad record.
+
+        A float start that did not get there whole is passed over: it is made here, and `keep` sends it again.
+        """
         found = 0
         for job in jobs:
             here = _place(job, workspace)
@@ -51,6 +58,8 @@ class Storage:
             content: bytes = self._run("cat_file", there)
             if job.is_trial:
                 _check(content, there, job.key)
+            elif not _whole(content):
+                continue
             write_atomic(here, partial(_write, content))
             found += 1
         return found
@@ -60,10 +69,27 @@ class Storage:
         for job in jobs:
             here = _place(job, workspace)
             there = self._there(here, workspace)
-            if not here.exists() or (self._run("exists", there) and self._run("size", there) == here.stat().st_size):
-                continue
-            self._run("makedirs", there.rpartition("/")[0], exist_ok=True)
-            self._run("pipe_file", there, here.read_bytes())
+            if here.exists() and not self._holds(there, content := here.read_bytes()):
+                self._run("makedirs", there.rpartition("/")[0], exist_ok=True)
+                self._send(content, there)
+
+    def _holds(self, there: str, content: bytes) -> bool:
+        """Whether it is there just so: networks of one kind all have one size, so that is looked at only first."""
+        if not self._run("exists", there) or self._run("size", there) != len(content):
+            return False
+        found: bytes = self._run("cat_file", there)
+        return found == content
+
+    def _send(self, content: bytes, there: str) -> None:
+        """Under another name until all of it is there."""
+        part = f"{there}.{token_hex(4)}.part"
+        try:
+            self._run("pipe_file", part, content)
+            self._run("mv", part, there)
+        except BaseException:
+            with suppress(StorageError):
+                self._run("rm_file", part)
+            raise
 
     def _there(self, here: Path, workspace: Workspace) -> str:
         return f"{self.root}/{here.relative_to(workspace.out).as_posix()}"
@@ -79,6 +105,15 @@ class Storage:
 
 def _write(content: bytes, file: BinaryIO) -> None:
     file.write(content)
+
+
+def _whole(network: bytes) -> bool:
+    """Whether a file that torch wrote, a zip archive, has all its parts as their checksums say. Free of torch."""
+    try:
+        with ZipFile(BytesIO(network)) as archive:
+            return archive.testzip() is None
+    except (BadZipFile, EOFError, NotImplementedError):  # the latter where the damage is in how parts are packed
+        return False
 
 
 def _place(job: Job, workspace: Workspace) -> Path:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -120,7 +120,8 @@ class Problem:
     _prices: dict[str, int] = field(default_factory=dict)
     _teacher_prices: dict[str, int] = field(default_factory=dict)
     _teacher_counter: list[int] | None = None
-    _soft_labels: dict[int, Tensor] = field(default_factory=dict)
+    _soft_labels: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """By the address of images: these, which keeps the address theirs, and the teacher's probabilities."""
 
     def compile(self) -> None:
         """Have weight training run the model through torch.compile."""
@@ -142,10 +143,10 @@ class Problem:
         """The teacher's probabilities, (n, classes): asked for once per batch, and only where a step uses them."""
         if id(images) not in self._soft_labels:
             with MacCounter() if self._teacher_counter is not None else nullcontext() as counter:
-                self._soft_labels[id(images)] = teacher(images).float().softmax(1)
+                self._soft_labels[id(images)] = images, teacher(images).float().softmax(1)
             if self._teacher_counter is not None and counter is not None:
                 self._teacher_counter.append(counter.macs)
-        return self._soft_labels[id(images)]
+        return self._soft_labels[id(images)][1]
 
     def backward(self, loss: Tensor) -> None:
         (loss / self.micro_batches).backward()
@@ -192,8 +193,8 @@ class Problem:
             assert self.trainee is not None
             trainee = self.trainee
             images = min(_PRICED_IMAGES, self.recipe.micro_batch)
-            sample = self.batches(phase, "price").next()[0]
-            batch = [MicroBatch(sample.images[:images], sample.labels[:images])]
+            sample = replace(self.batches(phase, "price"), batch_size=images, micro_batch=images).next()[0]
+            batch = [MicroBatch(sample.images, sample.labels)]
             teacher: list[int] = []
             self._teacher_counter = teacher
             with self._undone(trainee), self._alone():
@@ -214,7 +215,9 @@ class Problem:
         self._soft_labels.clear()
         images = sum(len(micro.labels) for micro in batch)
         metered = self.meter.step(phase.name, images) if self.meter else nullcontext()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"), metered:
+        # Without autocast's cache of cast weights: a step of a method may step its optimizer and go on.
+        lowered = self.recipe.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=lowered, cache_enabled=False), metered:
             return trainee.step(batch, phase)
 
     @contextmanager
@@ -236,7 +239,7 @@ class Problem:
         for param, _ in gradients:
             param.grad = None  # else backward would add to the kept ones in place
         try:
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 yield
         finally:
             self.model.load_state_dict(model_state)

@@ -17,28 +17,26 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.audit import audit_codes
 from benchmarks.checkpoint import (
-    CheckpointError,
     Saver,
     discard_checkpoint,
     load_checkpoint,
     network_digest,
+    random_state,
     save_checkpoint,
     save_network,
+    set_random_state,
 )
 from benchmarks.compute import Account, ForwardMeter
-from benchmarks.data.folders import DataError
 from benchmarks.data.stream import stream_seed
 from benchmarks.environment import configure_torch, describe, require_compiler
-from benchmarks.evaluation import Score, evaluate, recalibrate_bn
-from benchmarks.messages import SuiteError
+from benchmarks.faults import machine_s_fault
+from benchmarks.judging import CeilingExceededError, best_of, check_policy, judge, validate
 from benchmarks.pretraining import Start, float_start, teacher_network
-from benchmarks.ranks import ALONE, RankLostError, Ranks, RanksDifferError
+from benchmarks.ranks import ALONE, Ranks, RanksDifferError
 from benchmarks.record import Record, Status
 from benchmarks.result import cost_of, layer_rows
 from benchmarks.setting import Setting
@@ -48,43 +46,16 @@ from benchmarks.training import Loop, Problem, Progress, WeightTraining
 from benchmarks.workspace import Workspace
 from methods import load_method
 from methods.contract import InapplicableError, Method, Searched
-from methods.quantization.cost import Ledger, bops, with_pins
-from methods.quantization.modules import (
-    project_steps,
-)
-from methods.quantization.policy import LayerBits, Policy, PolicyError
+from methods.quantization.cost import Ledger, with_pins
+from methods.quantization.modules import project_steps
+from methods.quantization.policy import LayerBits, Policy
 
 KEPT_PARAMETERS = 3_000_000
 """Networks up to this size are kept beside their record."""
 
-_AUDITED_IMAGES = 64
-
-INFRASTRUCTURE = (
-    OSError,
-    MemoryError,
-    torch.OutOfMemoryError,
-    CheckpointError,
-    DataError,
-    SuiteError,
-    RankLostError,
-    RanksDifferError,
-)
-"""What says nothing about a method: the trial is lost, leaves no record, and runs again next time."""
-
-
-def machine_s_fault(error: Exception) -> bool:
-    """Whether one of torch's RuntimeErrors says that memory was short, or that a process which loads images was killed.
-
-    The latter is raised by a signal, wherever the trial happens to be.
-    """
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _MACHINE)
-
-
-_MACHINE = ("can't allocate memory", "Cannot allocate memory", "bad_alloc", "DataLoader worker")
-
-
-class CeilingExceededError(Exception):
-    """A method returned a policy above the ceiling."""
+_RECORD_SECONDS = 20.0
+"""How long a rank at which the method failed waits for the first to fail alike."""
+_POLL_SECONDS = 0.1
 
 
 @dataclass
@@ -133,7 +104,7 @@ class _Trial:
 def run(spec: TrialSpec, workspace: Workspace, ranks: Ranks = ALONE) -> Generator[Progress, None, None]:
     """Run one trial, or this rank's part of it: progress while it lasts; afterwards its record is on disk.
 
-    A method's own fault ends in a record (`failed`, `over_ceiling`, `refused`); INFRASTRUCTURE errors are raised.
+    A method's own fault ends in a record (`failed`, `over_ceiling`, `refused`); the machine's faults are raised.
     Ranks do the same steps on their own micro-batches; the first also saves, scores and writes.
     """
     begun, started = time.monotonic(), datetime.now(UTC)
@@ -150,21 +121,20 @@ def run(spec: TrialSpec, workspace: Workspace, ranks: Ranks = ALONE) -> Generato
     trial = _Trial(setting, workspace, start, ranks=ranks)
     failure: str | None = None
     try:
-        yield from _search(trial)
-        model = yield from _finetune(trial)
+        saved = load_checkpoint(workspace.checkpoint(spec.id), spec.id)
+        yield from _search(trial, saved)
+        model = yield from _finetune(trial, saved if saved and saved["stage"] == "finetune" else None)
         if ranks.rank:
             return
         result = _examine(trial, model)
         canonical_json(result)  # a NaN, or a report that is no JSON, is the method's fault too
-    except INFRASTRUCTURE:
-        raise
     except Exception as error:
         if machine_s_fault(error):
             raise
         if ranks.rank:
-            raise RanksDifferError(
-                f"rank {ranks.rank}: {error}"
-            ) from error  # unless the first fails alike, and says so
+            if _recorded(spec, workspace):
+                return  # the first failed alike, and said so
+            raise RanksDifferError(f"rank {ranks.rank}: {error}") from error
         result, failure = _failed(trial, error), traceback.format_exc()
     observed = {
         "seconds": {**trial.seconds, "total": time.monotonic() - begun},
@@ -187,17 +157,30 @@ def run(spec: TrialSpec, workspace: Workspace, ranks: Ranks = ALONE) -> Generato
     discard_checkpoint(workspace.checkpoint(spec.id))
 
 
-def _search(trial: _Trial) -> Iterator[Progress]:
-    """Have the method choose; afterwards `trial.searched` and `trial.account` say what came of it."""
-    spec, path = trial.spec, trial.workspace.checkpoint(trial.spec.id)
+def _recorded(spec: TrialSpec, workspace: Workspace) -> bool:
+    """Whether the first rank writes the trial's record, which takes it a moment."""
+    until = time.monotonic() + _RECORD_SECONDS
+    while not (found := workspace.records.path(spec.id).exists()) and time.monotonic() < until:
+        time.sleep(_POLL_SECONDS)
+    return found
+
+
+def _search(trial: _Trial, saved: dict[str, Any] | None) -> Iterator[Progress]:
+    """Have the method choose; afterwards `trial.searched` and `trial.account` say what came of it.
+
+    saved: what a checkpoint holds, if there is one.
+    """
+    spec = trial.spec
     problem = trial.setting.problem(candidates_of(spec.space, trial.ledger), trial.search_seed)
     trial.account = problem.account = trial.setting.account(problem)
-    saved = load_checkpoint(path, spec.id)
     if saved:
         trial.restarts = saved["restarts"] + 1
         trial.account.load_state_dict(saved["account"])
         if saved["stage"] == "finetune":
-            return  # _finetune reads the rest
+            policy = None if saved["policy"] is None else Policy.from_dict(saved["policy"])
+            trial.searched = Searched(policy, None, saved["search"])
+            trial.stopped, trial.curves = saved["stopped"], saved["curves"]
+            return
     kind = load_method(spec.method.name)
     torch.manual_seed(stream_seed(trial.search_seed, "search/dropout"))
     problem.meter = ForwardMeter({layer.name: layer.macs for layer in trial.ledger})
@@ -208,7 +191,7 @@ def _search(trial: _Trial) -> Iterator[Progress]:
         if saved:
             problem.model.load_state_dict(saved["model"])
             loop.load_state_dict(saved["loop"])
-            torch.set_rng_state(saved["rng"])
+            set_random_state(saved["rng"], trial.setting.device)
         saver = Saver(trial.save_seconds, lambda: _save(trial, "search", problem.model, loop))
         for progress in loop.run():
             saver.tick()
@@ -216,8 +199,8 @@ def _search(trial: _Trial) -> Iterator[Progress]:
         trial.searched = method.result()
     trial.stopped, trial.curves["search"] = loop.stopped, loop.curve
     trial.phase_seconds |= loop.seconds
-    _check(trial, trial.searched)
     policy = trial.searched.policy
+    check_policy(spec, trial.ledger, policy)
     trial.ranks.agree("the policy", full_digest(None if policy is None else policy.to_dict()))
 
 
@@ -230,30 +213,13 @@ def _require_share(problem: Problem, method: Method, min_steps: int) -> None:
         )
 
 
-def _check(trial: _Trial, searched: Searched) -> None:
-    """The policy names exactly the searchable layers and keeps the ceiling."""
-    ceiling, policy = trial.spec.ceiling_bops, searched.policy
-    if (policy is None) != (ceiling is None):
-        raise PolicyError("a quantizing method must return a policy, and only such a method may")
-    if policy is None or ceiling is None:
-        return
-    searchable = {layer.name for layer in trial.ledger if not layer.pinned}
-    if wrong := sorted(searchable.symmetric_difference(policy)):
-        raise PolicyError(f"the policy must name exactly the searchable layers; differing: {', '.join(wrong)}")
-    cost = bops(trial.ledger, policy)
-    if cost > ceiling:
-        raise CeilingExceededError(f"the policy costs {cost:,} BOPs, above the ceiling of {ceiling:,}")
+def _finetune(trial: _Trial, saved: dict[str, Any] | None) -> Generator[Progress, None, nn.Module]:
+    """Weight training under the chosen policy with all the compute that is left; returns the network.
 
-
-def _finetune(trial: _Trial) -> Generator[Progress, None, nn.Module]:
-    """Weight training under the chosen policy with all the compute that is left; returns the network."""
-    spec, path = trial.spec, trial.workspace.checkpoint(trial.spec.id)
+    saved: what a checkpoint of this stage holds, if there is one.
+    """
+    spec = trial.spec
     assert trial.account is not None
-    saved = load_checkpoint(path, spec.id) if trial.searched is None else None
-    if saved:
-        policy = None if saved["policy"] is None else Policy.from_dict(saved["policy"])
-        trial.searched = Searched(policy, None, saved["search"])
-        trial.stopped, trial.curves = saved["stopped"], saved["curves"]
     assert trial.searched is not None
     problem = _finetuning_problem(trial, trial.searched)
     if trial.workspace.compile:
@@ -269,7 +235,7 @@ def _finetune(trial: _Trial) -> Generator[Progress, None, nn.Module]:
     if saved:
         problem.model.load_state_dict(saved["model"])
         loop.load_state_dict(saved["loop"])
-        torch.set_rng_state(saved["rng"])
+        set_random_state(saved["rng"], trial.setting.device)
     saver = Saver(trial.save_seconds, lambda: _save(trial, "finetune", problem.model, loop))
     with trial.timed("finetune"):
         for progress in loop.run():
@@ -290,19 +256,10 @@ def _validates(spec: TrialSpec, step: int, epoch_steps: int) -> bool:
 
 
 def _validate(trial: _Trial, model: nn.Module, step: int) -> None:
-    """Score validation as at the end, with batch norm recalibrated, and take all back that this changed."""
     if trial.ranks.rank:
         return
     assert trial.account is not None
-    data, device, loaders = trial.setting.data, trial.setting.device, trial.workspace.loaders
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    forward = sum(layer.macs for layer in trial.ledger)
-    trial.account.show("recalibration", recalibrate_bn(model, data.train, device, loaders), forward)
-    score = evaluate(model, data.validation, device, loaders)
-    trial.account.show("evaluation", score.images, forward)
-    for name, buffer in model.named_buffers():
-        buffer.copy_(before[name])
-    row = {"step": step, "accuracy": score.accuracy, "loss": score.loss}
+    row = {"step": step, **validate(trial.setting, trial.account, model)}
     trial.curves.setdefault("validation", []).append(row)
 
 
@@ -335,7 +292,7 @@ def _save(trial: _Trial, stage: str, model: nn.Module, loop: Loop) -> None:
         "account": trial.account.state_dict(),
         "model": model.state_dict(),
         "loop": loop.state_dict(),
-        "rng": torch.get_rng_state(),
+        "rng": random_state(trial.setting.device),
     }
     if stage == "finetune":
         assert trial.searched is not None
@@ -350,64 +307,25 @@ def _save(trial: _Trial, stage: str, model: nn.Module, loop: Loop) -> None:
 
 
 def _examine(trial: _Trial, model: nn.Module) -> dict[str, Any]:
-    """The harness, not the method, counts cost, audits codes, recalibrates batch norm and scores; test once."""
+    """The record's result; the network itself is kept beside it if it is small."""
     assert trial.account is not None
     assert trial.searched is not None
-    data, device, loaders = trial.setting.data, trial.setting.device, trial.workspace.loaders
+    spec, ledger, policy = trial.spec, trial.ledger, trial.searched.policy
     with trial.timed("evaluation"):
-        forward = sum(layer.macs for layer in trial.ledger)
-        trial.account.show("recalibration", recalibrate_bn(model, data.train, device, loaders), forward)
-        audit = _audit(trial, model)
-        validation = evaluate(model, data.validation, device, loaders)
-        test = evaluate(model, data.test, device, loaders)
-        trial.account.show("evaluation", validation.images + test.images, forward)
-    state = model.state_dict()
+        verdict = judge(trial.setting, trial.account, model, policy, trial.start)
     if sum(parameter.numel() for parameter in model.parameters()) <= KEPT_PARAMETERS:
-        save_network(trial.workspace.network(trial.spec.id), {name: tensor.cpu() for name, tensor in state.items()})
-    spec, policy = trial.spec, trial.searched.policy
+        state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+        save_network(trial.workspace.network(spec.id), state)
+    ceiling = spec.ceiling_bops
     return {
         **_outcome("ok", None, trial),
+        **verdict,
         "policy": None if policy is None else policy.to_dict(),
-        "layers": layer_rows(trial.ledger, policy),
-        "cost": None
-        if policy is None or spec.ceiling_bops is None
-        else cost_of(trial.ledger, policy, spec.ceiling_bops),
-        "metrics": {**_metrics(validation, test, trial.start), **_best(trial)},
+        "layers": layer_rows(ledger, policy),
+        "cost": None if policy is None or ceiling is None else cost_of(ledger, policy, ceiling),
+        "metrics": {**verdict["metrics"], **best_of(trial.curves.get("validation", ()))},
         "search": dict(trial.searched.report),
-        "audit": audit,
-        "network_digest": network_digest(state),
     }
-
-
-def _audit(trial: _Trial, model: nn.Module) -> list[dict[str, Any]]:
-    assert trial.searched is not None
-    if trial.searched.policy is None:
-        return []
-    count = min(_AUDITED_IMAGES, len(trial.setting.data.validation))
-    images = trial.setting.data.validation.load(np.arange(count), None)[0].to(trial.setting.device)
-    narrow = trial.spec.quantizer.signed == "narrow"
-    return audit_codes(model, trial.ledger, trial.searched.policy, images, narrow=narrow)
-
-
-def _metrics(validation: Score, test: Score, start: Start) -> dict[str, Any]:
-    return {
-        "test_accuracy": test.accuracy,
-        "test_loss": test.loss,
-        "test_images": test.images,
-        "validation_accuracy": validation.accuracy,
-        "validation_loss": validation.loss,
-        "validation_images": validation.images,
-        "start_test_accuracy": start.test_accuracy,
-        **({} if test.top5 is None else {"test_top5_accuracy": test.top5, "validation_top5_accuracy": validation.top5}),
-    }
-
-
-def _best(trial: _Trial) -> dict[str, Any]:
-    """The best of what was scored on the way, the first of equals; it ranks nothing."""
-    if "validation" not in trial.curves:
-        return {}
-    best = max(trial.curves["validation"], key=lambda row: row["accuracy"])
-    return {"best_validation_accuracy": best["accuracy"], "best_validation_step": best["step"]}
 
 
 def _outcome(status: Status, error: Exception | None, trial: _Trial) -> dict[str, Any]:

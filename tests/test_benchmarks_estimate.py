@@ -6,7 +6,9 @@ import pytest
 
 from benchmarks import estimate as estimating
 from benchmarks.estimate import Compiling, Estimate, compiling, estimate
+from benchmarks.ranks import Ranks
 from benchmarks.session import open_session
+from benchmarks.training import Problem
 from tests.harness import TINY, cli, write_suite
 
 STEPS = 1437 * 0.6 // 8
@@ -17,7 +19,10 @@ STEPS = 1437 * 0.6 // 8
 def opened(tmp_path):
     """A session of the tiny suite with these methods."""
     suite = write_suite(tmp_path, methods=["float", "uniform-lsq", "metamix"], seeds=[0, 1])
-    return lambda methods: open_session(str(suite), tmp_path / "out", None, methods=methods)
+    shared = ("recipe.micro_batch=4", "pretraining.recipe.micro_batch=32")
+    return lambda methods, *overrides: open_session(
+        str(suite), tmp_path / "out", None, methods=methods, overrides=[*overrides, *(shared if overrides else ())]
+    )
 
 
 def measured(session, monkeypatch, seconds) -> Estimate:
@@ -50,6 +55,38 @@ def test_every_row_takes_its_steps_times_a_step(opened, monkeypatch):
     assert found.kept_bytes > 6 * 4 * 1000
 
 
+def test_validations_on_the_way_are_counted(opened, monkeypatch):
+    plain = opened("uniform-lsq")
+    looked = opened("uniform-lsq", "recipe.validate_epochs=0.14")  # after 0.14 and 0.28 of 0.3 epochs
+    times = [measured(session, monkeypatch, itertools.repeat(1.0)).rows[0].time for session in (plain, looked)]
+    data = plain.workspace.load_data(plain.plan.trials[0].spec.data)
+    validation = len(data.validation) + len(data.train)  # there are less than recalibration takes
+    assert times[1].evaluation / times[0].evaluation == pytest.approx(
+        (3 * validation + len(data.test)) / (validation + len(data.test))
+    )
+    assert times[1].finetune == times[0].finetune
+
+
+def test_images_are_loaded_as_in_a_trial_and_ranks_do_their_share(opened, monkeypatch):
+    session, asked = opened("uniform-lsq", "resources.loaders=1", "resources.workers_per_trial=2"), []
+    batches = Problem.batches
+
+    def noted(self, phase, stage, *rest, **how):
+        asked.append((stage, how))
+        return batches(self, phase, stage, *rest, **how)
+
+    monkeypatch.setattr(Problem, "batches", noted)
+    found = measured(session, monkeypatch, itertools.repeat(1.0))
+    timed = [how for stage, how in asked if stage == "finetune" and how]
+    assert timed
+    assert all(how == {"loaders": 1, "ranks": Ranks(0, 2)} for how in timed)
+    # A second per pass over 200 images more than a loader has ahead, or all there are.
+    data = session.workspace.load_data(session.plan.trials[0].spec.data)
+    images = len(data.validation) + len(data.train) + len(data.test)
+    assert found.rows[0].time.evaluation == pytest.approx(images / min(600, len(data.validation)))
+    assert found.saved_bytes > found.slots * 4 * 1000
+
+
 def test_the_first_step_of_each_kind_is_not_counted(opened, monkeypatch):
     steady = measured(opened("uniform-lsq"), monkeypatch, itertools.repeat(1.0))
     slow_start = itertools.chain([3600.0], itertools.repeat(1.0))
@@ -79,5 +116,6 @@ def test_the_plan_measures_on_request(tmp_path):
     assert ran.code == 0, ran.err
     assert "core-hours" in ran.out
     assert "MiB of disk" in ran.out
+    assert "left out: " in ran.out
     assert "resources.compile: no" in ran.out
     assert not list((tmp_path / "out").rglob("*.json"))

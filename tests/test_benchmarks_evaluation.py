@@ -196,7 +196,7 @@ def test_an_altered_or_truncated_checkpoint_is_refused(place, tmp_path):
 
 def test_another_trials_checkpoint_is_refused(tmp_path):
     save_checkpoint(tmp_path / "c.pt", "id", {})
-    with pytest.raises(CheckpointError, match="of trial id, expected schema 2 of trial other"):
+    with pytest.raises(CheckpointError, match="of trial id, expected schema 3 of trial other"):
         load_checkpoint(tmp_path / "c.pt", "other")
 
 

@@ -19,8 +19,8 @@ from benchmarks.data import load_dataset
 from benchmarks.data.folders import DataError
 from benchmarks.data.loading import Request, fetched
 from benchmarks.data.stream import Stream
+from benchmarks.faults import machine_s_fault
 from benchmarks.spec import DataSpec
-from benchmarks.trial import machine_s_fault
 
 CPU = torch.device("cpu")
 DIGITS = DataSpec(dataset="digits", image_size=8, classes=10, augment="affine")

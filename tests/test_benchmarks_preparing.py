@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import os
+import shutil
+import signal
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +20,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
-from benchmarks.data import load_dataset
+from benchmarks.data import load_dataset, preparing
 from benchmarks.data.archives import DEVKIT, TRAIN, VAL
 from benchmarks.data.folders import DataError
 from benchmarks.data.listing import MANIFEST, Listing, listing_of, read_manifest, scan, write_manifest
 from benchmarks.data.preparing import IMAGENET, cache_size, look_through, make_cache, remarks
+from benchmarks.data.tree import write_tree
 from benchmarks.spec import DataSpec
 from tests.harness import cli
 
@@ -80,6 +85,22 @@ def test_a_folder_means_the_same_with_and_without_its_manifest(tree):
     everything = np.arange(6)
     for here, there in zip(after.test.load(everything, None), before.test.load(everything, None), strict=True):
         assert torch.equal(here, there)
+
+
+def test_a_tree_to_try_things_on_is_whole_of_several_modes_and_always_the_same(tmp_path):
+    for name in ("one", "two"):
+        write_tree(tmp_path / name, classes=2, train=13, val=2)
+    listing = look_through(tmp_path / "one", quiet)
+    assert (listing.count("train"), listing.count("val"), listing.unreadable) == (26, 4, {})
+    assert listing.content == look_through(tmp_path / "two", quiet).content
+    modes = set()
+    for path in listing.paths("train"):
+        with Image.open(tmp_path / "one" / path) as image:
+            modes.add(image.mode)
+    assert modes == {"RGB", "L", "CMYK"}
+    assert len(load_dataset(FOLDER, tmp_path / "one").train) == 24
+    with pytest.raises(FileExistsError):
+        write_tree(tmp_path / "one", classes=2, train=1, val=1)
 
 
 def test_a_manifest_is_read_and_the_folder_is_not_walked_through(tree):
@@ -171,6 +192,41 @@ def test_copies_of_other_images_or_sizes_are_not_mixed(tree, tmp_path):
         make_cache(tree, look_through(tree, quiet), 28, tmp_path / "copies", quiet)
 
 
+def test_copies_say_what_their_source_could_not_give_and_are_refused_unless_that_is_allowed(tree):
+    small = FOLDER.model_copy(update={"short_side": 28})
+    assert cli("prepare", "--data", tree, "--cache", 28).code == 0
+    whole = load_dataset(small, tree).digest
+    shutil.rmtree(tree / "cache-28")
+    bad = f"train/{CLASSES[1]}/4.JPEG"
+    spoil(tree, bad)
+    assert cli("prepare", "--data", tree, "--cache", 28).code == 1
+    assert list(read_manifest(tree / "cache-28").unreadable or {}) == [bad]
+    with pytest.raises(DataError, match=f"1 images in .*cache-28 .*{bad}; .*--allow-bad-images 1"):
+        load_dataset(small, tree)
+    assert load_dataset(small, tree, allow_bad_images=1).digest != whole
+    files = read_manifest(tree / "cache-28").files
+    assert read_manifest(tree / "cache-28").digest != Listing(files, {}).digest  # not as if it had never been
+
+
+def test_an_image_that_is_found_bad_only_when_it_is_copied_is_left_out_and_named(tree, tmp_path):
+    listing = look_through(tree, quiet)
+    bad = f"val/{CLASSES[0]}/1.JPEG"
+    spoil(tree, bad)
+    assert cache_size(tree, listing, 28, tmp_path / "copies").needed > 0
+    assert list(make_cache(tree, listing, 28, tmp_path / "copies", quiet).unreadable or {}) == [bad]
+
+
+def kill_on_1(path: str) -> str:
+    if path == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return path
+
+
+def test_a_worker_that_is_killed_is_said_in_one_line():
+    with pytest.raises(DataError, match=r"was killed.*run the same command again"):
+        preparing._everywhere(kill_on_1, ["0", "1"], lambda _done, _total: None)
+
+
 def test_a_suite_says_which_copies_it_wants(tree, tmp_path):
     small = FOLDER.model_copy(update={"short_side": 28})
     with pytest.raises(DataError, match=r"no copies .*prepare .*--cache 28"):
@@ -215,6 +271,7 @@ def test_a_manifest_cannot_lead_out_of_its_folder(tree, place):
         lambda body: body["files"][f"val/{CLASSES[0]}"].pop(),
         lambda body: body.update(schema=2),
         lambda body: body.pop("unreadable"),
+        lambda body: body.update(files=[]),
         lambda body: body["unreadable"].update({f"val/{CLASSES[0]}/0.JPEG": "edited by hand"}),
         lambda body: body["files"].update({f"val/{CLASSES[0]}": [["../0.JPEG", 1]]}),
     ],
@@ -228,6 +285,26 @@ def test_an_edited_manifest_is_refused_and_says_how_to_make_a_new_one(tree, harm
         load_dataset(FOLDER, tree)
     prepare(tree)
     load_dataset(FOLDER, tree)
+
+
+@pytest.mark.parametrize("given", ["", "cache-28"])
+def test_what_a_damaged_manifest_of_copies_advises_makes_it_whole_again(tree, given):
+    small = FOLDER.model_copy(update={"short_side": 28})
+    prepare(tree, "--cache", 28)
+    before = load_dataset(small, tree).digest
+    (tree / "cache-28" / MANIFEST).write_text("{")
+    with pytest.raises(DataError, match="no sound manifest") as caught:
+        load_dataset(small, tree / given)
+    assert cli(*str(caught.value).partition("run: python runner.py ")[2].split()).code == 0
+    assert load_dataset(small, tree / given).digest == before
+    assert not (tree / "cache-28" / "cache-28").exists()
+
+
+def test_a_damaged_manifest_of_copies_elsewhere_is_not_made_by_looking_at_the_copies(tree, tmp_path):
+    prepare(tree, "--cache", 28, "--to", tmp_path / "small")
+    (tmp_path / "small" / MANIFEST).write_text("{")
+    with pytest.raises(DataError, match=r"the folder that these are copies of, with --cache .* --to .*small"):
+        read_manifest(tmp_path / "small")
 
 
 def test_a_manifest_of_other_classes_is_refused(tree):
@@ -250,9 +327,12 @@ def test_counts_and_paths_leave_out_exactly_what_is_unreadable(found: Mapping[st
     paths = [f"{place}/{name}" for place, rows in files.items() for name, _ in rows]
     bad = {path: "why" for path in paths[::2]}
     listing = Listing(files, bad)
-    assert [path for _, path in listing.paths("train")] == [path for path in paths if path not in bad]
+    assert list(listing.paths("train")) == [path for path in paths if path not in bad]
     assert listing.count("train") == len(paths)
     assert listing.digest != Listing(files, {}).digest
+    lines = [f"{place}/{name} {size}" for place, rows in files.items() for name, size in rows]
+    lines += [f"without {path}" for path in sorted(bad)]
+    assert listing.digest == hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def test_what_is_not_imagenet_although_it_looks_like_it_is_said():
@@ -280,6 +360,16 @@ def tar_of(files: Mapping[str, bytes]) -> bytes:
     return out.getvalue()
 
 
+def write_kit(folder: Path, wnid: str = CLASSES[1], truth: bytes = b"2\n1\n1\n2\n", table: str = "synsets") -> None:
+    """A development kit: class 1 is `wnid`, and the lines of `truth` are val's classes."""
+    meta = io.BytesIO()
+    kinds = [("ILSVRC2012_ID", int), ("WNID", object), ("num_children", int)]
+    savemat(meta, {table: np.array([(1, wnid, 0), (2, CLASSES[0], 0), (3, "n00000001", 2)], dtype=kinds)})
+    with tarfile.open(folder / DEVKIT, "w:gz") as kit:
+        add(kit, "ILSVRC2012_devkit_t12/data/meta.mat", meta.getvalue())
+        add(kit, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", truth)
+
+
 @pytest.fixture
 def archives(tmp_path):
     """ImageNet's three archives in miniature: 12 images a class, four of val, whose classes only the kit knows."""
@@ -289,13 +379,7 @@ def archives(tmp_path):
                for c, name in enumerate(CLASSES)}  # fmt: skip
     (folder / TRAIN).write_bytes(tar_of(classes))
     (folder / VAL).write_bytes(tar_of({f"ILSVRC2012_val_{k:08d}.JPEG": jpeg(500 + k) for k in (1, 2, 3, 4)}))
-    meta = io.BytesIO()
-    kinds = [("ILSVRC2012_ID", int), ("WNID", object), ("num_children", int)]
-    synsets = np.array([(1, CLASSES[1], 0), (2, CLASSES[0], 0), (3, "n00000001", 2)], dtype=kinds)
-    savemat(meta, {"synsets": synsets})
-    with tarfile.open(folder / DEVKIT, "w:gz") as kit:
-        add(kit, "ILSVRC2012_devkit_t12/data/meta.mat", meta.getvalue())
-        add(kit, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", b"2\n1\n1\n2\n")
+    write_kit(folder)
     return folder
 
 
@@ -340,6 +424,16 @@ def test_nothing_in_an_archive_escapes_the_folder(archives, tmp_path):
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["imagenet"]
 
 
+@pytest.mark.parametrize("name", ["../../escaped", "/tmp/escaped", "..", "n0144076", "n01440764\n"])
+def test_no_class_of_a_kit_escapes_the_folder(archives, tmp_path, name):
+    write_kit(archives, wnid=name)
+    ran = cli("prepare", "--archives", archives, "--data", tmp_path / "deep" / "imagenet")
+    assert ran.code == 2
+    assert "is no class; expected n and eight digits" in ran.err
+    assert [path.name for path in (tmp_path / "deep" / "imagenet").iterdir()] == ["train"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["archives", "deep"]
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
@@ -348,6 +442,9 @@ def test_nothing_in_an_archive_escapes_the_folder(archives, tmp_path):
         (lambda folder: (folder / TRAIN).write_bytes(tar_of({"a.JPEG": jpeg(1)})), "no tar of a class"),
         (lambda folder: (folder / VAL).write_bytes(tar_of({"cat.JPEG": jpeg(1)})), "holds cat.JPEG"),
         (lambda folder: (folder / DEVKIT).write_bytes(b"\x1f\x8b half"), "cannot unpack"),
+        (lambda folder: write_kit(folder, truth=b"9\n1\n1\n2\n"), "does not say val's classes"),
+        (lambda folder: write_kit(folder, truth=b"cat\n1\n1\n2\n"), "does not say val's classes"),
+        (lambda folder: write_kit(folder, table="elsewhere"), "does not say val's classes"),
     ],
 )
 def test_archives_that_are_not_imagenet_s_are_refused(archives, tmp_path, harm, message):
@@ -390,6 +487,17 @@ def test_randaugment_hangs_on_the_image_s_own_draws(tree):
     assert torch.equal(split.load(np.array([4]), draws[4:5])[0][0], first[4])
     assert not torch.equal(plain.load(np.arange(6), draws)[0], first)
     assert torch.equal(plain.load(np.arange(6), None)[0], split.load(np.arange(6), None)[0])
+
+
+def test_randaugment_leaves_every_generator_as_it_was(tree, monkeypatch):
+    """Those of GPUs too, which no fork puts back."""
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    split = load_dataset(FOLDER.model_copy(update={"augment": "randaugment"}), tree).test
+    before = torch.get_rng_state()
+    split.load(np.arange(2), np.random.default_rng(0).random((2, 8)))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert seeded == []
 
 
 def test_randaugment_is_for_image_files():

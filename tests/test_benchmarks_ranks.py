@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.data import load_dataset
 from benchmarks.data.stream import Stream
-from benchmarks.engines import Outcome, jobs_of, run_jobs
+from benchmarks.engines import Job, Outcome, execute, jobs_of, run_jobs, work
 from benchmarks.engines.local import LocalEngine
 from benchmarks.engines.together import together
 from benchmarks.messages import SuiteError
@@ -264,6 +264,41 @@ def test_a_killed_rank_is_started_again_and_the_trial_ends_as_if_nothing_had_bee
         (record,) = workspace.records
         assert record.observed["restarts"] == int(harmed)
     assert results[0] == results[1]
+
+
+def work_as_rank(rank: int, job: Job, workspace: Workspace, folder: Path) -> None:
+    """What a rank of an engine does; what it says in the end, after how many steps, goes into a file."""
+    with joined(rank, 2, folder / "meeting", "cpu") as ranks:
+        *steps, outcome = work(job, workspace, ranks)
+    assert isinstance(outcome, Outcome)
+    (folder / str(rank)).write_text(f"{len(steps)} {outcome.status} {outcome.message}")
+
+
+def said_by_ranks(job: Job, workspace: Workspace, folder: Path) -> list[str]:
+    folder.mkdir()
+    for process in [start(work_as_rank, rank, job, workspace, folder) for rank in range(2)]:
+        process.join(120)
+        assert process.exitcode == 0
+    return [(folder / str(rank)).read_text().strip() for rank in range(2)]
+
+
+STEEP = {"name": "uniform-lsq", "settings": {"recipe.optimizer.lr": 1e30}}
+"""A method that diverges."""
+
+
+@pytest.mark.parametrize(("method", "status"), [(STEEP, "failed"), ("hawq", "refused")])
+def test_where_a_method_fails_all_ranks_say_that_the_trial_is_done(tmp_path, method, status):
+    few = {"epochs": 0.05, "search_share": 0.1} if status == "refused" else {"epochs": 0.1, "search_share": 0.9}
+    suite = tiny_suite({"resources.workers_per_trial": 2}, **{**SHARED, "methods": [method], "compute": few})
+    workspace = Workspace(tmp_path / "out", "tiny", ranks=2)
+    first, job = jobs_of(plan(suite))
+    list(execute(first, replace(workspace, ranks=1)))
+    said = said_by_ranks(job, workspace, tmp_path / "first")
+    assert [text.split()[1:] for text in said] == [["done"], ["done"]]
+    (record,) = workspace.records
+    assert record.status == status
+    # Started again, as engines do where a process has died meanwhile, they find it done.
+    assert said_by_ranks(job, workspace, tmp_path / "again") == ["0 done", "0 done"]
 
 
 def kill_a_rank() -> None:

@@ -26,7 +26,7 @@ from tests.harness import (
     tiny_suite,
 )
 
-DEADLINE_SECONDS = 300.0
+DEADLINE_SECONDS = 600.0
 
 
 @pytest.fixture(autouse=True)

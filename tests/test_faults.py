@@ -21,7 +21,7 @@ from benchmarks.checkpoint import previous
 from benchmarks.engines import Job, Outcome, jobs_of, run_jobs
 from benchmarks.engines.local import LocalEngine
 from benchmarks.record import Records
-from benchmarks.suite import plan
+from benchmarks.suite import load_suite, plan
 from benchmarks.training import Loop, WeightTraining
 from benchmarks.workspace import Workspace
 from methods.quantization.cost import uniform_bits, with_pins
@@ -282,6 +282,37 @@ def test_ray_s_ranks_are_those_of_this_machine_also_when_one_is_killed(tmp_path)
     assert process.exitcode == 0, (tmp_path / "log").read_text()
     assert comparable(out / "tiny" / "records") == comparable(local / "tiny" / "records")
     assert not list((out / "tiny" / "ray").rglob("*.json"))
+
+
+@pytest.mark.complete
+def test_sigterm_has_ray_s_trials_save_themselves(tmp_path):
+    suite = write_suite(tmp_path, methods=["uniform-lsq"], compute={"epochs": 100, "search_share": 0.9})
+    process = start(run_with_ray, suite, tmp_path / "out")
+    (trial,) = plan(load_suite(str(suite))).trials
+    checkpoint = Workspace(tmp_path / "out", "tiny").checkpoint(trial.id)
+    wait_for(process, checkpoint.exists)
+    begun = time.time()
+    os.kill(process.pid or 0, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 130, (tmp_path / "log").read_text()
+    assert checkpoint.stat().st_mtime >= begun
+    assert "run the same command again" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.complete
+def test_under_ray_a_method_s_nan_over_ranks_is_its_failure_at_once(tmp_path):
+    shared = {"optimizer": {"name": "adam", "lr": 0.001}, "batch_size": 8, "micro_batch": 4}
+    steep = {"name": "uniform-lsq", "settings": {"recipe.optimizer.lr": 1e30}}
+    pretraining = {"epochs": 1, "recipe": {**shared, "batch_size": 64, "micro_batch": 32}}
+    ranks = {"workers_per_trial": 2}
+    suite = write_suite(tmp_path, methods=[steep], recipe=shared, pretraining=pretraining, resources=ranks)
+    process = start(run_with_ray, suite, tmp_path / "out")
+    process.join(DEADLINE_SECONDS)
+    log = (tmp_path / "log").read_text()
+    assert process.exitcode == 1, log
+    assert "failed: " in log
+    assert ": lost: " not in log
+    assert not [line for line in log.splitlines() if line.startswith("lost: ")]
 
 
 @pytest.mark.complete

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from benchmarks import session
+from benchmarks import rescoring, session
 from benchmarks.data.folders import DATA_VARIABLE
+from benchmarks.evaluation import Score
 from benchmarks.record import read_record, write_text_atomic
 from benchmarks.suite import load_suite, plan
 from benchmarks.workspace import Workspace
@@ -230,6 +232,8 @@ def test_a_run_says_what_it_did_and_where_it_is():
     assert not list((out / "tiny" / "checkpoints").glob("*"))
     listed = json.loads(cli("plan", "--suite", suite, "--out", out, "--json").out)
     assert [row["status"] for row in listed] == ["ok"] * len(METHODS)
+    assert "from 1 float starts, 1 of them there; 0 to run" in cli("plan", "--suite", suite, "--out", out).out
+    assert "from 1 float starts, 0 of them there; 6 to run" in cli("plan", "--suite", suite, "--out", out / "no").out
 
 
 def only_record(out: Path, method: str) -> Path:
@@ -288,6 +292,20 @@ def test_the_kept_network_scores_as_its_record_says():
         assert "the same" in ran.out
 
 
+def test_a_network_is_scored_again_where_its_suite_runs(monkeypatch):
+    places = []
+
+    def rescore(_record: object, workspace: Workspace) -> Score:
+        places.append(workspace.device)
+        return Score(0.5, 0.0, 600)
+
+    monkeypatch.setattr(session.Session, "placed", lambda self: replace(self.workspace, gpu=True))
+    monkeypatch.setattr(rescoring, "rescore", rescore)
+    suite, out, _ = finished()
+    cli("evaluate", only_record(out, "hawq").stem, "--suite", suite, "--out", out)
+    assert places == ["cuda"]
+
+
 def test_a_network_that_is_not_the_records_is_refused(tmp_path):
     out = copy_finished(tmp_path)
     networks = out / "tiny" / "networks"
@@ -322,6 +340,14 @@ def test_job_arrays_need_ids_and_trials_only(tmp_path):
         key: json.loads(before)[key] for key in ("spec", "result")
     }
     assert cli("plan", "--ids", "--suite", suite, "--out", out).out == ""
+
+
+def test_a_job_array_runs_what_a_cut_down_plan_lists(tmp_path):
+    out, suite = copy_finished(tmp_path), finished().suite
+    cut = ["--suite", suite, "--out", out, "--methods", "uniform-lsq", "--seeds", "7", "--set", "compute.epochs=0.05"]
+    (listed,) = cli("plan", "--ids", *cut).out.split()
+    assert cli("trial", listed, *cut).code == 0
+    assert cli("plan", "--ids", *cut).out == ""
 
 
 def test_failed_trials_are_run_again_on_request_only(tmp_path):

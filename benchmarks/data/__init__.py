@@ -32,6 +32,9 @@ AUGMENTATION_DRAWS = 8
 AHEAD = 2
 """Micro-batches that each process which loads images has under way."""
 
+EVALUATION_BATCH = 200
+"""Images that evaluation and recalibration take at a time."""
+
 
 @dataclass(frozen=True)
 class Dataset:

@@ -2,12 +2,13 @@
 
 The three files are those of ILSVRC 2012: train is a tar of one tar per class, val one tar of all images, and the
 development kit says which image of val is of which class. Nothing but plain files leaves an archive, under its own last
-name; whole classes appear, or nothing.
+name, into folders named as WordNet's synsets are; whole classes appear, or nothing.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from typing import IO
 from benchmarks.data.folders import DataError
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
+
+_WNID = re.compile(r"n\d{8}", re.ASCII)
 
 Progress = Callable[[str, int, int], None]
 """Told what is done, how much of it, and of how much."""
@@ -71,18 +74,31 @@ def _unpack_val(archive: Path, classes: list[str], val: Path, progress: Progress
 
 
 def val_classes(devkit: Path) -> list[str]:
-    """The class of each image of val, in the order of their names, from the development kit."""
-    from scipy.io import loadmat
+    """The class of each image of val, in the order of their names, from the development kit.
 
+    Raises DataError for a kit that does not say it; TarError, EOFError and OSError for one that is no archive.
+    """
     with tarfile.open(devkit) as kit:
         found = {PurePosixPath(member.name).name: kit.extractfile(member) for member in kit if member.isfile()}
         truth, meta = found.get("ILSVRC2012_validation_ground_truth.txt"), found.get("meta.mat")
         if truth is None or meta is None:
             raise DataError(f"{devkit} lacks the ground truth of val or meta.mat; is it the kit for tasks 1 and 2?")
-        numbers = [int(line) for line in truth.read().split()]
-        synsets = loadmat(io.BytesIO(meta.read()), squeeze_me=True)["synsets"]
+        numbers, table = truth.read(), meta.read()
+    try:
+        return _named(numbers, table)
+    except Exception as error:  # scipy raises what it likes for a file that is none of MATLAB's
+        raise DataError(f"{devkit} does not say val's classes as ILSVRC 2012 does ({error!r}); get it again") from error
+
+
+def _named(numbers: bytes, table: bytes) -> list[str]:
+    """Names of classes for the lines of the ground truth. Raises ValueError for those that are no synset's."""
+    from scipy.io import loadmat
+
+    synsets = loadmat(io.BytesIO(table), squeeze_me=True)["synsets"]
     names = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets if int(row["num_children"]) == 0}
-    return [names[number] for number in numbers]
+    if odd := [name for name in names.values() if not _WNID.fullmatch(name)]:
+        raise ValueError(f"{odd[0]!r} is no class; expected n and eight digits")
+    return [names[int(line)] for line in numbers.split()]
 
 
 def _files(archive: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes]]]:

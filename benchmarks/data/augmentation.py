@@ -15,9 +15,9 @@ _DRAW = 5
 def randaugmented(pixels: Tensor, draws: NDArray[np.float64]) -> Tensor:
     """Two operations at magnitude 9 of 31 on (3, height, width) bytes.
 
-    torchvision draws from torch's global generator, which is seeded by the image's draw and put back.
+    torchvision draws from torch's generator of the CPU, which is seeded by the image's draw and put back.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(draws[_DRAW] * 2**53))
+        torch.default_generator.manual_seed(int(draws[_DRAW] * 2**53))  # torch.manual_seed would seed every GPU too
         augmented: Tensor = RandAugment()(pixels)
     return augmented

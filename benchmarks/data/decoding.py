@@ -34,6 +34,6 @@ def check(content: bytes) -> None:
     try:
         with Image.open(io.BytesIO(content)) as file:
             file.draft("RGB", (1, 1))
-            file.load()
+            file.convert("RGB")
     except _BROKEN as error:
         raise UnreadableError(str(error) or type(error).__name__) from error

@@ -111,7 +111,11 @@ def load_imagefolder(spec: DataSpec, folder: Path, allow_bad_images: int = 0) ->
 
 def _split(spec: DataSpec, folder: Path, listing: Listing, part: str, names: list[str]) -> FolderSplit:
     label_of = {name: label for label, name in enumerate(names)}
-    rows = list(listing.paths(part))
-    files = np.array([os.fsencode(path) for _, path in rows])
-    labels = np.array([label_of[name] for name, _ in rows], np.int64)
-    return FolderSplit(folder, files, labels, spec.image_size, randaugment=spec.augment == "randaugment")
+    files, labels = [np.array([], np.bytes_)], [np.array([], np.int64)]
+    for name, paths in listing.classes(part):
+        if paths:
+            # At once: a million names one by one take seconds and a gigabyte. None has a zero in it.
+            files.append(np.array(os.fsencode("\0".join(paths)).split(b"\0")))
+            labels.append(np.full(len(paths), label_of[name], np.int64))
+    place = (np.concatenate(files), np.concatenate(labels))
+    return FolderSplit(folder, *place, spec.image_size, randaugment=spec.augment == "randaugment")

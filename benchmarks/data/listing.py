@@ -6,18 +6,24 @@ files at the start of each trial, and what cannot be read is known beforehand.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data.folders import DataError, class_names, images_folder
+from benchmarks.data.folders import CACHE, DataError, class_names, images_folder
 from benchmarks.record import write_atomic
 from benchmarks.spec import DataSpec
 
 MANIFEST = "manifest.json"
+COPIES = "copies.json"
+"""Beside the manifest of copies: whose they are, and their short side."""
 SCHEMA = 1
 SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm"}
 PARTS = ("train", "val")
@@ -40,22 +46,26 @@ class Listing:
     content: str | None = None
     short_side: int | None = None
 
-    def paths(self, part: str) -> Iterator[tuple[str, str]]:
-        """(class, path) of a part's files that nobody has found unreadable, by class, then by name."""
+    def classes(self, part: str) -> Iterator[tuple[str, list[str]]]:
+        """Each class with the paths of its files in a part that nobody has found unreadable, by name."""
         bad = self.unreadable or {}
         for place, files in self.files.items():
             if place.startswith(f"{part}/"):
-                yield from ((place.split("/")[1], path) for name, _ in files if (path := f"{place}/{name}") not in bad)
+                yield place.split("/")[1], [path for name, _ in files if (path := f"{place}/{name}") not in bad]
+
+    def paths(self, part: str) -> Iterator[str]:
+        return (path for _, paths in self.classes(part) for path in paths)
 
     def count(self, part: str) -> int:
         return sum(len(files) for place, files in self.files.items() if place.startswith(f"{part}/"))
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over names and sizes, and over the names of what is left out: independent of where the folder is."""
-        lines = [f"{place}/{name} {size}" for place, files in self.files.items() for name, size in files]
-        lines += [f"without {path}" for path in sorted(self.unreadable or {})]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        places = ((place, files) for place, files in self.files.items() if files)
+        blocks = ["\n".join([f"{place}/{name} {size}" for name, size in files]) for place, files in places]
+        blocks += [f"without {path}" for path in sorted(self.unreadable or {})]
+        return hashlib.sha256("\n".join(blocks).encode()).hexdigest()
 
 
 def listing_of(folder: Path, *, short_side: int | None, allow_bad_images: int) -> Listing:
@@ -65,7 +75,7 @@ def listing_of(folder: Path, *, short_side: int | None, allow_bad_images: int) -
     """
     if not (folder / MANIFEST).exists():
         if short_side is not None:
-            raise DataError(f"{folder} has no copies of its images; {_command(folder)} --cache {short_side}")
+            raise DataError(f"{folder} has no copies of its images; {_command(folder, short_side)}")
         if allow_bad_images:
             raise DataError(f"{folder} has not been looked through for bad images; {_command(folder)}")
         return scan(folder)
@@ -84,7 +94,7 @@ def listing_of(folder: Path, *, short_side: int | None, allow_bad_images: int) -
 
 def _other_size(folder: Path, there: int | None, wanted: int | None) -> DataError:
     found, asked = (f"with a short side of {side}" if side else "as they came" for side in (there, wanted))
-    advice = f"{_command(folder)} --cache {wanted}" if wanted else f"add --set data.short_side={there}"
+    advice = _command(folder, wanted) if wanted else f"add --set data.short_side={there}"
     return DataError(f"{folder} holds images {found}, the suite wants them {asked}; {advice}")
 
 
@@ -95,8 +105,14 @@ def check_manifest(spec: DataSpec, folder: Path, *, allow_bad_images: int) -> No
         listing_of(place, short_side=spec.short_side, allow_bad_images=allow_bad_images)
 
 
-def _command(folder: Path) -> str:
-    return f"run: python runner.py prepare --suite imagenet-full --data {folder}"
+def _command(folder: Path, cache: int | None = None) -> str:
+    """What looks through a folder again, or makes copies in it again: `prepare` of the folder that they are of."""
+    run = "run: python runner.py prepare --suite imagenet-full --data"
+    if named := re.fullmatch(CACHE.format(r"(\d+)"), folder.name):
+        return f"{run} {folder.parent} --cache {cache or named[1]}"
+    if (folder / COPIES).exists():
+        return f"{run} and the folder that these are copies of, with --cache {cache or 'as before'} and --to {folder}"
+    return f"{run} {folder}" + (f" --cache {cache}" if cache else "")
 
 
 def scan(folder: Path) -> Listing:
@@ -139,28 +155,52 @@ def read_manifest(folder: Path) -> Listing:
     """Raises DataError for a manifest that is damaged, edited, or of other classes than the folder."""
     path = folder / MANIFEST
     try:
-        body = json.loads(path.read_bytes())
-        if body["schema"] != SCHEMA:
-            raise ValueError(f"schema {body['schema']}, expected {SCHEMA}")
-        listing = Listing(_checked(body["files"]), dict(body["unreadable"]), body["content"], body["short_side"])
-        if listing.digest != body["digest"]:
-            raise ValueError("its files are not those that its digest stands for")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        with _no_collections():
+            listing = _parsed(path.read_bytes())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is no sound manifest ({error}); {_command(folder)}") from error
     if class_names(folder) != sorted({place.split("/")[1] for place in listing.files}):
         raise DataError(f"{folder} has other classes than {path.name} says; {_command(folder)}")
     return listing
 
 
-def _checked(files: Any) -> Files:
-    """Raises ValueError for places and names that could lead out of the folder."""
-    found = {str(place): [(str(name), int(size)) for name, size in rows] for place, rows in files.items()}
-    for place, rows in found.items():
+def _parsed(text: bytes) -> Listing:
+    """Raises ValueError, KeyError or TypeError for what is no manifest, or an altered one."""
+    body = json.loads(text)
+    if body["schema"] != SCHEMA:
+        raise ValueError(f"schema {body['schema']}, expected {SCHEMA}")
+    listing = Listing(_checked(body["files"]), dict(body["unreadable"]), body["content"], body["short_side"])
+    if listing.digest != body["digest"]:
+        raise ValueError("its files are not those that its digest stands for")
+    return listing
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Millions of new lists without a cycle among them would be searched for garbage again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _checked(files: dict[str, Any]) -> Files:
+    """Empties `files`: ImageNet's rows would fill half a gigabyte beside their copy.
+
+    Raises ValueError and TypeError for places and names that could lead out of the folder.
+    """
+    found: dict[str, list[tuple[str, int]]] = {}
+    for place in list(files):
+        rows = [(name, size) for name, size in files.pop(place)]
         part, _, name = place.partition("/")
-        if part not in PARTS or not all(_plain(text) for text in (name, *(text for text, _ in rows))):
+        if part not in PARTS or not _plain([name, *(name for name, _ in rows)]):
             raise ValueError(f"{place} is no place of images")
+        found[place] = rows
     return found
 
 
-def _plain(name: str) -> bool:
-    return bool(name) and name not in (".", "..") and not set(name) & {"/", "\\", "\0"}
+def _plain(names: Sequence[str]) -> bool:
+    return {"", ".", ".."}.isdisjoint(names) and not set("".join(names)) & {"/", "\\", "\0"}

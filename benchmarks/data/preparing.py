@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from functools import partial
 from io import BytesIO
@@ -19,13 +20,12 @@ from PIL import Image
 
 from benchmarks.data.decoding import UnreadableError, check, decoded
 from benchmarks.data.folders import DataError
-from benchmarks.data.listing import PARTS, Listing, scan, write_manifest
+from benchmarks.data.listing import COPIES, PARTS, Listing, scan, write_manifest
 from benchmarks.record import write_text_atomic
 
 T = TypeVar("T")
 
 JPEG_QUALITY = 90
-_MARKER = "copies.json"
 _SAMPLE = 200
 _CHUNK = 16
 _SPARE = 1.05
@@ -42,16 +42,20 @@ class _Look(NamedTuple):
     wrong: str | None
 
 
-def look_through(folder: Path, progress: Progress, *, short_side: int | None = None) -> Listing:
+def look_through(
+    folder: Path, progress: Progress, *, short_side: int | None = None, left_out: Mapping[str, str] | None = None
+) -> Listing:
     """Decode every image of a folder and write its manifest.
 
-    Raises DataError for a folder in another layout, or one that cannot be written to.
+    left_out: path -> why, of images that copies could not be made of: unreadable as well. Raises DataError for a folder
+    in another layout, or one that cannot be written to.
     """
     files = scan(folder).files
     paths = [f"{place}/{name}" for place, rows in files.items() for name, _ in rows]
     looks = _everywhere(partial(_look, folder), paths, partial(progress, "looking at images"))
     content = hashlib.sha256("\n".join(f"{path} {look.digest}" for path, look in looks).encode()).hexdigest()
-    listing = Listing(files, {path: look.wrong for path, look in looks if look.wrong}, content, short_side)
+    unreadable = {**(left_out or {}), **{path: look.wrong for path, look in looks if look.wrong}}
+    listing = Listing(files, unreadable, content, short_side)
     try:
         write_manifest(folder, listing)
     except OSError as error:
@@ -95,9 +99,9 @@ class CacheSize(NamedTuple):
 
 def cache_size(folder: Path, listing: Listing, short_side: int, place: Path) -> CacheSize:
     """Before anything is written. Raises DataError where there is no room."""
-    paths = [path for part in PARTS for _, path in listing.paths(part)]
+    paths = [path for part in PARTS for path in listing.paths(part)]
     sample = paths[:: max(1, len(paths) // _SAMPLE)]
-    each = fmean(len(_shrunk(folder / path, short_side)) for path in sample)
+    each = fmean(_sizes(folder, sample, short_side))
     needed = round(each * sum(not _copy_of(path, place).exists() for path in paths))
     there = place
     while not there.exists():
@@ -110,28 +114,38 @@ def cache_size(folder: Path, listing: Listing, short_side: int, place: Path) -> 
     return CacheSize(needed, free)
 
 
+def _sizes(folder: Path, paths: Sequence[str], short_side: int) -> Iterator[int]:
+    """Bytes of copies; nothing of what cannot be read."""
+    for path in paths:
+        try:
+            yield len(_shrunk(folder / path, short_side))
+        except UnreadableError:
+            yield 0
+
+
 def make_cache(folder: Path, listing: Listing, short_side: int, place: Path, progress: Progress) -> Listing:
     """Copies with that short side as JPEGs in the same layout; those that are there already stay.
 
-    Smaller images keep their size. What cannot be read is left out of the copies, hence of their manifest. Raises
+    Smaller images keep their size. What cannot be read is left out, and the copies' manifest says so too. Raises
     DataError for a folder that holds anything but copies of these images at this size.
     """
     _claim(place, {"short_side": short_side, "source": listing.digest})
     for name in listing.files:
         (place / name).mkdir(parents=True, exist_ok=True)
-    paths = [path for part in PARTS for _, path in listing.paths(part)]
+    paths = [path for part in PARTS for path in listing.paths(part)]
     try:
-        _everywhere(partial(_copy, folder, place, short_side), paths, partial(progress, "making copies"))
+        tried = _everywhere(partial(_copy, folder, place, short_side), paths, partial(progress, "making copies"))
     except OSError as error:
         raise DataError(
             f"cannot write to {place}: {error.strerror}; make room and run the same command again"
         ) from error
-    return look_through(place, progress, short_side=short_side)
+    left_out = {**(listing.unreadable or {}), **{path: why for path, why in tried if why}}
+    return look_through(place, progress, short_side=short_side, left_out=left_out)
 
 
 def _claim(place: Path, what: dict[str, Any]) -> None:
     """Have a folder say whose copies it holds. Raises DataError if it holds something else."""
-    marker = place / _MARKER
+    marker = place / COPIES
     try:
         held = json.loads(marker.read_bytes()) if marker.exists() else None
     except ValueError:
@@ -147,18 +161,24 @@ def _copy_of(path: str, place: Path) -> Path:
     return place / (path if path.lower().endswith((".jpg", ".jpeg")) else f"{path}.jpg")
 
 
-def _copy(folder: Path, place: Path, short_side: int, path: str) -> None:
+def _copy(folder: Path, place: Path, short_side: int, path: str) -> str | None:
+    """Why an image cannot be copied; None if it can, or was before."""
     target = _copy_of(path, place)
     if target.exists():
-        return
+        return None
+    try:
+        content = _shrunk(folder / path, short_side)
+    except UnreadableError as error:
+        return str(error)
     part = target.with_name(f".{target.name}.part")
     try:
-        part.write_bytes(_shrunk(folder / path, short_side))
+        part.write_bytes(content)
         part.replace(target)
     except BaseException:
         with suppress(OSError):
             part.unlink()
         raise
+    return None
 
 
 def _shrunk(path: Path, short_side: int) -> bytes:
@@ -176,10 +196,16 @@ def _shrunk(path: Path, short_side: int) -> bytes:
 def _everywhere(
     work: Callable[[str], T], paths: Sequence[str], progress: Callable[[int, int], None]
 ) -> list[tuple[str, T]]:
-    """`work` of every path on all cores, in order."""
+    """`work` of every path on all cores, in order. Raises DataError where a process that works is killed."""
     found: list[tuple[str, T]] = []
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        for path, result in zip(paths, pool.map(work, paths, chunksize=_CHUNK), strict=True):
-            found.append((path, result))
-            progress(len(found), len(paths))
+    try:
+        with ProcessPoolExecutor(os.cpu_count()) as pool:
+            for path, result in zip(paths, pool.map(work, paths, chunksize=_CHUNK), strict=True):
+                found.append((path, result))
+                progress(len(found), len(paths))
+    except BrokenProcessPool as error:
+        after = f" soon after {found[-1][0]}" if found else ""
+        raise DataError(
+            f"a process that reads images was killed{after}; is memory short? run the same command again"
+        ) from error
     return found

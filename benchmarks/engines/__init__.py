@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from benchmarks.spec import StartSpec, TrialSpec
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from benchmarks.training import Progress
 
 _POLL_SECONDS = 0.5
+_ARRIVAL_SECONDS = 60.0
+"""How long a result may take to be seen here: other machines' files come late over a network."""
 
 
 class EngineError(Exception):
@@ -96,22 +98,26 @@ def execute(job: Job, workspace: Workspace) -> Iterator[Progress | Outcome]:
 
 
 def work(job: Job, workspace: Workspace, ranks: Ranks | None = None) -> Iterator[Progress | Outcome]:
-    """Do a job, or one rank's part of it; its lock is held by whoever calls."""
+    """Do a job, or one rank's part of it, unless it is done; its lock is held by whoever calls."""
     from benchmarks import trial
     from benchmarks.environment import configure_torch
+    from benchmarks.faults import machine_s_fault
     from benchmarks.pretraining import float_start
     from benchmarks.ranks import ALONE
     from benchmarks.training import DivergedError
 
     ranks = ranks or ALONE
     try:
+        if ranks.decided(ranks.rank == 0 and job.done(workspace)):  # by processes of which another died afterwards
+            yield Outcome("done")
+            return
         if isinstance(job.spec, TrialSpec):
             yield from trial.run(job.spec, workspace, ranks)
         else:
             configure_torch(workspace.threads, workspace.device)
             yield from float_start(job.spec, workspace, workspace.load_data(job.spec.data), ranks)
-    except (*trial.INFRASTRUCTURE, DivergedError, RuntimeError) as error:
-        if type(error) is RuntimeError and not trial.machine_s_fault(error):
+    except Exception as error:
+        if not (isinstance(error, DivergedError) or machine_s_fault(error)):
             raise
         yield Outcome("lost", str(error) or traceback.format_exc())
         return
@@ -120,18 +126,32 @@ def work(job: Job, workspace: Workspace, ranks: Ranks | None = None) -> Iterator
 
 @dataclass
 class _Watch:
-    """Passes everything on, and remembers how jobs ended."""
+    """Passes everything on, and remembers how jobs ended. Jobs that are done are so once their result is here."""
 
     observer: Observer
-    outcomes: dict[str, Outcome]
+    workspace: Workspace
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    awaited: list[Job] = field(default_factory=list)
 
     def progress(self, job: Job, progress: Sequence[Progress]) -> None:
         self.observer.progress(job, progress)
 
     def ended(self, job: Job, outcome: Outcome) -> None:
         self.outcomes[job.key] = outcome
-        if outcome.status != "busy":
+        if outcome.status == "done" and not job.done(self.workspace):
+            self.awaited.append(job)
+        elif outcome.status != "busy":
             self.observer.ended(job, outcome)
+
+    def wait(self) -> None:
+        """Wait for the results of jobs that are said to be done; those without one are lost."""
+        until = time.monotonic() + _ARRIVAL_SECONDS
+        for job in self.awaited:
+            while not (there := job.done(self.workspace)) and time.monotonic() < until:
+                time.sleep(_POLL_SECONDS)
+            message = f"it ended, but its result is not in {self.workspace.out}; is --out on a shared file system?"
+            self.outcomes[job.key] = Outcome("done") if there else Outcome("lost", message)
+            self.observer.ended(job, self.outcomes[job.key])
 
 
 def run_jobs(engine: Engine, jobs: Iterable[Job], workspace: Workspace, observer: Observer) -> dict[str, str]:
@@ -142,8 +162,10 @@ def run_jobs(engine: Engine, jobs: Iterable[Job], workspace: Workspace, observer
     lost: dict[str, str] = {}
     pending = [job for job in jobs if not job.done(workspace)]
     while pending:
-        outcomes: dict[str, Outcome] = {}
-        engine.run(pending, workspace, _Watch(observer, outcomes))
+        watch = _Watch(observer, workspace)
+        engine.run(pending, workspace, watch)
+        watch.wait()
+        outcomes = watch.outcomes
         lost |= {key: outcome.message for key, outcome in outcomes.items() if outcome.status == "lost"}
         waiting = [job for job in pending if job.key not in outcomes or outcomes[job.key].status == "busy"]
         pending = list(_free(waiting, workspace, observer))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from benchmarks.engines import Job, Observer, Outcome, execute
+from benchmarks.engines import EngineError, Job, Observer, Outcome, execute
 from benchmarks.environment import require_compiler
 from benchmarks.stopping import heeded
 from benchmarks.suite import Resources
@@ -22,6 +22,11 @@ class LocalEngine:
         import torch
 
         workspace = replace(workspace, gpu=self.resources.gpus > 0 and torch.cuda.is_available())
+        if workspace.gpu and workspace.ranks > torch.cuda.device_count():
+            raise EngineError(
+                f"the {workspace.ranks} processes of a trial need a GPU each, this machine has "
+                f"{torch.cuda.device_count()}; lower resources.workers_per_trial, or set resources.gpus=0"
+            )
         if workspace.compile:
             require_compiler(workspace.device)
         with heeded():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from ray.tune.integration.ray_train import TuneReportCallback  # noqa: E402
 from benchmarks.engines import EngineError, Job, Observer, Outcome, execute, work  # noqa: E402
 from benchmarks.environment import require_compiler  # noqa: E402
 from benchmarks.ranks import PATIENCE, Ranks, backend_for  # noqa: E402
+from benchmarks.stopping import StoppedError, asked, heeded, watch  # noqa: E402
 from benchmarks.suite import Resources  # noqa: E402
 from benchmarks.training import Progress  # noqa: E402
 from benchmarks.workspace import Workspace  # noqa: E402
@@ -42,6 +44,8 @@ _OBJECT_STORE_BYTES = 100 * 2**20
 _REPORT_SECONDS = 2.0
 _MAX_WORKER_DEATHS = 3
 _CONNECT_SECONDS = 10.0
+_NOTICE_SECONDS = 20.0
+"""What is left of a scheduler's usual 30 seconds for trials to save themselves."""
 _WAITING = {"node:__internal_head__": 0.001}
 """What a function needs that waits for its workers: a place on the head node, and no CPU of theirs."""
 
@@ -62,14 +66,19 @@ class RayEngine:
 
     def run(self, jobs: Sequence[Job], workspace: Workspace, observer: Observer) -> None:
         if not ray.is_initialized():
-            _connect(self.address)
-        resources = _fitted(self.resources)
+            _connect(self.address, workspace)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        resources = _fitted(self.resources, nodes)
         workspace = replace(workspace, out=workspace.out.resolve(), gpu=resources.gpus > 0)
+        if resources.loaders is None:
+            workspace = replace(workspace, loaders=min(workspace.loaders, resources.cpus - 1))
         if workspace.compile and not self.address:
             require_compiler(workspace.device)
         settings = asdict(workspace)
         storage, name = workspace.folder.resolve() / "ray", f"{socket.gethostname()}-{os.getpid()}-{int(time.time())}"
         _forget_dead_runs(storage)
+        stop = storage / name / "stop"
+        stop.parent.mkdir(parents=True, exist_ok=True)
         alone = workspace.ranks == 1
         needed = {"cpu": resources.cpus, "gpu": resources.gpus}
         tuner = tune.Tuner(
@@ -77,24 +86,28 @@ class RayEngine:
             tune.with_resources(JobTrainable, needed) if alone else tune.with_resources(train_together, _WAITING),
             param_space={
                 "workspace": settings,
+                "stop": str(stop),
                 "job": tune.grid_search([job.to_dict() for job in jobs]),
                 "needed": {kind.upper(): amount for kind, amount in needed.items() if amount},
             },
             tune_config=tune.TuneConfig(
                 reuse_actors=alone,
-                max_concurrent_trials=_slots(resources, workspace.ranks),
+                max_concurrent_trials=_slots(resources, nodes),
                 trial_dirname_creator=lambda trial: str(trial.config["job"]["key"]),
             ),
             run_config=tune.RunConfig(
                 name=name,
                 storage_path=str(storage),
-                callbacks=[_Forward({job.key: job for job in jobs}, observer)],
+                callbacks=[_Forward({job.key: job for job in jobs}, observer, stop)],
                 failure_config=tune.FailureConfig(max_failures=_MAX_WORKER_DEATHS if alone else 0),
                 verbose=0,
             ),
         )
-        tuner.fit()
+        with heeded():
+            tuner.fit()
         shutil.rmtree(storage / name, ignore_errors=True)  # Tune's own bookkeeping; records are what counts
+        if asked():
+            raise StoppedError
 
 
 def _forget_dead_runs(storage: Path) -> None:
@@ -105,7 +118,7 @@ def _forget_dead_runs(storage: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _connect(address: str | None) -> None:
+def _connect(address: str | None, workspace: Workspace) -> None:
     for name in ("ray", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -114,7 +127,7 @@ def _connect(address: str | None) -> None:
     if address is None:
         options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     else:
-        options |= {"runtime_env": {"working_dir": str(ROOT), "excludes": STAYS_HERE}}
+        options |= {"runtime_env": {"working_dir": str(ROOT), "excludes": _staying(workspace)}}
     try:
         if address and ":" in address:
             _knock(address)
@@ -124,32 +137,49 @@ def _connect(address: str | None) -> None:
         raise EngineError(f"cannot start or reach {where}: {error}; check --address, or use --engine local") from error
 
 
+def _staying(workspace: Workspace) -> list[str]:
+    """STAYS_HERE, and where this run keeps its data and results, if that is in the checkout."""
+    places = (workspace.out, workspace.folder, workspace.out / "float", workspace.data, workspace.weights)
+    inside = [place.resolve() for place in places if place and ROOT in place.resolve().parents]
+    return [*STAYS_HERE, *(f"/{place.relative_to(ROOT).as_posix()}" for place in inside)]
+
+
 def _knock(address: str) -> None:
     """Raises OSError if nobody listens at host:port; ray itself would try for minutes."""
     host, _, port = address.rpartition("//")[2].rpartition(":")
     socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
 
 
-def _fitted(resources: Resources) -> Resources:
-    """What a trial gets here: no GPU where there is none, and no more CPUs than the largest node has."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = resources.gpus if any(node.get("GPU") for node in nodes) else 0
-    most = int(max(node.get("CPU", 0) for node in nodes))
-    return resources.model_copy(update={"gpus": gpus, "cpus": max(1, min(resources.cpus, most))})
+def _fitted(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> Resources:
+    """What a process of a trial gets here: no GPU where there is none, and no more CPUs than a node for it has.
 
-
-def _slots(resources: Resources, ranks: int) -> int:
-    """How many trials the cluster has room for at a time."""
-    total, cpus, gpus = ray.cluster_resources(), ranks * resources.cpus, ranks * resources.gpus
-    slots = int(total.get("CPU", 0) // cpus)
-    if gpus:
-        slots = min(slots, int(total.get("GPU", 0) / gpus))
-    if slots < 1:
+    Raises EngineError where no node has the GPUs.
+    """
+    most = max((node.get("GPU", 0.0) for node in nodes), default=0.0)
+    gpus = resources.gpus if most else 0.0
+    if gpus > most:
+        raise EngineError(f"a process needs {gpus:g} GPUs, no node has more than {most:g}; lower resources.gpus")
+    if 0 < gpus < 1 < resources.workers_per_trial:
         raise EngineError(
-            f"a trial needs {cpus} CPUs and {gpus:g} GPUs, the cluster has {total.get('CPU', 0):g} and "
-            f"{total.get('GPU', 0):g}; lower resources.cpus, resources.gpus or resources.workers_per_trial with --set"
+            f"processes that train a trial together need a GPU each, resources.gpus is {gpus:g}; set it to 1"
         )
-    return slots
+    cpus = int(max((node.get("CPU", 0) for node in nodes if node.get("GPU", 0.0) >= gpus), default=0))
+    return resources.model_copy(update={"gpus": gpus, "cpus": max(1, min(resources.cpus, cpus))})
+
+
+def _slots(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many trials the nodes have room for at a time. Raises EngineError if for none."""
+    cpus, gpus, ranks = resources.cpus, resources.gpus, resources.workers_per_trial
+    processes = sum(
+        int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) / gpus if gpus else math.inf)) for node in nodes
+    )
+    if processes < ranks:
+        each = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
+        raise EngineError(
+            f"a trial needs {ranks} times {cpus} CPUs and {gpus:g} GPUs, the cluster's nodes have {each}; lower "
+            "resources.cpus, resources.gpus or resources.workers_per_trial with --set"
+        )
+    return processes // ranks
 
 
 class JobTrainable(tune.Trainable):
@@ -160,18 +190,24 @@ class JobTrainable(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         job = Job.from_dict(new_config["job"])
+        watch(Path(new_config["stop"]))
         self.events: Iterator[Progress | Outcome] = execute(job, Workspace(**new_config["workspace"]))
         return True
 
     def step(self) -> dict[str, Any]:
         until = time.monotonic() + _REPORT_SECONDS
         seen: list[dict[str, Any]] = []
-        for event in self.events:
-            if isinstance(event, Outcome):
-                return {"progress": seen, "outcome": asdict(event), "done": True}
-            seen.append(asdict(event))
-            if time.monotonic() > until:
-                break
+        if asked():  # after the job before
+            return {"progress": seen, "done": True}
+        try:
+            for event in self.events:
+                if isinstance(event, Outcome):
+                    return {"progress": seen, "outcome": asdict(event), "done": True}
+                seen.append(asdict(event))
+                if time.monotonic() > until:
+                    break
+        except StoppedError:
+            return {"progress": seen, "done": True}
         return {"progress": seen, "done": False}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -214,30 +250,49 @@ def train_as_rank(config: dict[str, Any]) -> None:
     """The life of one rank in a Ray Train worker. All report when the first does: Ray waits for all of them."""
     job, workspace = Job.from_dict(config["job"]), Workspace(**config["workspace"])
     ranks = Ranks(dist.get_rank(), dist.get_world_size())
+    if ranks.rank == 0:  # it saves for all
+        watch(Path(config["stop"]))
+    if ranks.decided(asked()):
+        return
     seen: list[dict[str, Any]] = []
     until, outcome = time.monotonic() + _REPORT_SECONDS, Outcome("done")
-    for event in work(job, workspace, ranks):
-        if isinstance(event, Outcome):
-            outcome = event
-            break
-        seen.append(asdict(event))
-        if ranks.decided(time.monotonic() > until):
-            train.report({"progress": seen, "rank": ranks.rank})
-            seen, until = [], time.monotonic() + _REPORT_SECONDS
+    try:
+        for event in work(job, workspace, ranks):
+            if isinstance(event, Outcome):
+                outcome = event
+                break
+            seen.append(asdict(event))
+            if ranks.decided(time.monotonic() > until):
+                train.report({"progress": seen, "rank": ranks.rank})
+                seen, until = [], time.monotonic() + _REPORT_SECONDS
+    except StoppedError:  # the others wait for this rank; started again, all of them stop
+        raise RuntimeError("asked to stop") from None
     if outcome.status == "lost":  # the others wait for this rank; Ray ends them, and all go on from the checkpoint
         raise RuntimeError(outcome.message)
     train.report({"progress": seen, "outcome": asdict(outcome)})
 
 
 class _Forward(tune.Callback):
-    """Passes what workers report to the observer, on the driver."""
+    """Passes what workers report to the observer, on the driver, and a request to stop to the workers, as a file."""
 
-    def __init__(self, jobs: dict[str, Job], observer: Observer) -> None:
-        self.jobs, self.observer = jobs, observer
+    def __init__(self, jobs: dict[str, Job], observer: Observer, stop: Path) -> None:
+        self.jobs, self.observer, self.stop = jobs, observer, stop
+        self.stopping: list[Any] = []
+        self.until = math.inf
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles callbacks to restore an experiment; records do that here, and an observer holds a terminal."""
         return {}
+
+    def on_step_begin(self, iteration: int, trials: Sequence[Any], **info: Any) -> None:
+        """Asked to stop, wait for the trials under way to save themselves; raises StoppedError then."""
+        if asked() and self.until == math.inf:
+            self.stop.touch()
+            self.stopping, self.until = [trial for trial in trials if trial.status == "RUNNING"], time.monotonic()
+            self.until += _NOTICE_SECONDS
+        waiting = any(trial.status == "RUNNING" for trial in self.stopping)
+        if asked() and (not waiting or time.monotonic() > self.until):
+            raise StoppedError
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         job = self.jobs[trial.config["job"]["key"]]

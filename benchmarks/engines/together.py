@@ -110,7 +110,7 @@ def _rank(rank: int, job: Mapping[str, Any], settings: Mapping[str, Any], meetin
     ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGKILL)
     workspace = Workspace(**settings)
     if workspace.gpu:
-        torch.cuda.set_device(rank % torch.cuda.device_count())
+        torch.cuda.set_device(rank)
     with ExitStack() as stack:
         if rank == 0:  # it saves for all; the parent ends the others
             stack.enter_context(suppress(StoppedError))

@@ -1,0 +1,53 @@
+"""Which errors are the machine's and which the method's.
+
+The machine's leave no record: the trial is lost, and the same command runs it again.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.checkpoint import CheckpointError
+from benchmarks.data.folders import DataError
+from benchmarks.messages import SuiteError
+from benchmarks.ranks import RankLostError, RanksDifferError
+
+INFRASTRUCTURE = (
+    OSError,
+    MemoryError,
+    torch.OutOfMemoryError,
+    torch.AcceleratorError,
+    torch.distributed.DistError,
+    CheckpointError,
+    DataError,
+    SuiteError,
+    RankLostError,
+    RanksDifferError,
+)
+"""Kinds of error that say nothing about a method."""
+
+_MACHINE = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "bad_alloc",
+    "DataLoader worker",
+    "Pin memory thread exited unexpectedly",
+    "unable to open shared memory object",
+    "Too many open files",
+    "CUDA error",
+    "cuDNN error",
+    "CUDNN_STATUS_",
+    "CUBLAS_STATUS_",
+    "NCCL",
+)
+
+
+def machine_s_fault(error: Exception) -> bool:
+    """Whether an error says nothing about a method.
+
+    So do torch's RuntimeErrors that memory was short, that a GPU or its libraries failed, or that a process which loads
+    images was killed; the latter is raised by a signal, wherever the trial happens to be.
+    """
+    if isinstance(error, INFRASTRUCTURE):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _MACHINE)

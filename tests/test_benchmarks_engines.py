@@ -1,0 +1,133 @@
+"""What engines refuse, fit and send, and what a run believes of their word; runs are in other files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import engines, stopping
+from benchmarks.engines import EngineError, Job, Observer, Outcome, jobs_of, run_jobs
+from benchmarks.engines.local import LocalEngine
+from benchmarks.suite import Resources, plan
+from benchmarks.workspace import Workspace
+from tests.harness import ROOT, tiny_suite
+
+SMALL, LARGE, GPU = {"CPU": 4.0}, {"CPU": 64.0}, {"CPU": 4.0, "GPU": 1.0}
+
+
+@dataclass
+class Endings:
+    """An observer that keeps how jobs ended."""
+
+    seen: list[Outcome] = field(default_factory=list)
+
+    def progress(self, job: Job, progress: Sequence[Any]) -> None: ...
+
+    def ended(self, job: Job, outcome: Outcome) -> None:
+        self.seen.append(outcome)
+
+
+class Elsewhere:
+    """An engine whose results are written where nobody here sees them."""
+
+    def run(self, jobs: Sequence[Job], workspace: Workspace, observer: Observer) -> None:
+        for job in jobs:
+            observer.ended(job, Outcome("done"))
+
+
+def test_a_job_without_a_result_is_lost_whatever_its_engine_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "_ARRIVAL_SECONDS", 0.0)
+    jobs, endings = jobs_of(plan(tiny_suite(methods=["uniform-lsq"]))), Endings()
+    lost = run_jobs(Elsewhere(), jobs, Workspace(tmp_path, "tiny"), endings)
+    assert set(lost) == {job.key for job in jobs}
+    assert all("is --out on a shared file system?" in message for message in lost.values())
+    assert [outcome.status for outcome in endings.seen] == ["lost"] * len(jobs)
+
+
+def test_a_result_may_come_late(tmp_path, monkeypatch):
+    workspace, endings = Workspace(tmp_path, "tiny"), Endings()
+    (start, _) = jobs_of(plan(tiny_suite(methods=["uniform-lsq"])))
+    path = workspace.start(start.key.removeprefix("start-"))
+
+    def sleep(_seconds: float) -> None:
+        path.parent.mkdir()
+        path.touch()
+
+    monkeypatch.setattr(engines.time, "sleep", sleep)
+    assert run_jobs(Elsewhere(), [start], workspace, endings) == {}
+    assert endings.seen == [Outcome("done")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "cpus", "gpus", "slots"),
+    [
+        ({"cpus": 8, "gpus": 1}, [LARGE, GPU], 4, 1, 1),
+        ({"cpus": 8, "gpus": 1}, [LARGE, SMALL], 8, 0, 8),
+        ({"cpus": 8, "gpus": 0.5}, [GPU, GPU], 4, 0.5, 2),
+        ({"cpus": 2, "gpus": 0.5}, [GPU, GPU], 2, 0.5, 4),
+        ({"cpus": 3}, [SMALL, SMALL], 3, 0, 2),
+        ({"cpus": 2, "gpus": 1, "workers_per_trial": 2}, [GPU, GPU, GPU], 2, 1, 1),
+    ],
+)
+def test_a_trial_is_fitted_to_a_node_that_there_is(asked, nodes, cpus, gpus, slots):
+    from benchmarks.engines.ray import _fitted, _slots
+
+    fitted = _fitted(Resources(**asked), nodes)
+    assert (fitted.cpus, fitted.gpus, _slots(fitted, nodes)) == (cpus, gpus, slots)
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "message"),
+    [
+        ({"gpus": 2}, [GPU, GPU], "needs 2 GPUs, no node has more than 1"),
+        ({"gpus": 0.5, "workers_per_trial": 2}, [GPU], "need a GPU each"),
+        ({"gpus": 1, "workers_per_trial": 2}, [GPU, LARGE], "needs 2 times 1 CPUs and 1 GPUs"),
+        ({"cpus": 4, "workers_per_trial": 2}, [{"CPU": 6.0}], "nodes have 6 CPUs, 0 GPUs"),
+    ],
+)
+def test_what_fits_no_node_is_refused(asked, nodes, message):
+    from benchmarks.engines.ray import _fitted, _slots
+
+    with pytest.raises(EngineError, match=message):
+        _slots(_fitted(Resources(**asked), nodes), nodes)
+
+
+def test_a_cluster_is_sent_neither_data_nor_results_that_lie_in_the_checkout(tmp_path):
+    from pathspec import PathSpec
+
+    from benchmarks.engines.ray import STAYS_HERE, _staying
+
+    stays = PathSpec.from_lines("gitignore", _staying(Workspace(ROOT / "mine" / "results", "tiny", ROOT / "images")))
+    assert stays.match_file("mine/results/tiny/records/a.json")
+    assert stays.match_file("images/train/a.jpg")
+    assert not stays.match_file("methods/hawq.py")
+    here = PathSpec.from_lines("gitignore", _staying(Workspace(ROOT, "tiny")))
+    assert here.match_file("tiny/records/a.json")
+    assert here.match_file("float/a.pt")
+    assert not here.match_file("methods/hawq.py")
+    assert _staying(Workspace(tmp_path, "tiny", tmp_path)) == STAYS_HERE
+
+
+def test_more_processes_than_gpus_are_refused_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    engine = LocalEngine(Resources(gpus=1, workers_per_trial=2))
+    with pytest.raises(EngineError, match=r"the 2 processes of a trial need a GPU each, this machine has 1"):
+        engine.run([], Workspace(tmp_path, "tiny", ranks=2), Endings())
+
+
+def test_a_file_asks_a_process_to_stop(tmp_path, monkeypatch):
+    for name, value in (("_asked", False), ("_file", None), ("_looked", 0.0), ("_LOOK_SECONDS", 0.0)):
+        monkeypatch.setattr(stopping, name, value)
+    assert not stopping.asked()
+    stopping.watch(tmp_path / "gone" / "stop")
+    assert not stopping.asked()
+    stopping.watch(tmp_path / "stop")
+    assert not stopping.asked()
+    Path(tmp_path / "stop").touch()
+    assert stopping.asked()

@@ -1,0 +1,112 @@
+"""The training loop's promises to a method: fresh weights in low precision, generators left alone, a cheap price."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
+from benchmarks.faults import machine_s_fault
+from benchmarks.training import WeightTraining
+from methods.contract import Batch, Phase
+from tests.problems import RECIPE, MemorySplit, make_problem
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Twice:
+    """A trainee that asks the network, changes a weight as an optimizer does, and asks again in the same step."""
+
+    problem: Any
+    answers: list[Tensor] = field(default_factory=list)
+
+    def step(self, batch: Batch, phase: Phase) -> Mapping[str, float]:
+        self.answers = [self.ask(batch)]
+        with torch.no_grad():
+            for parameter in self.problem.model.parameters():
+                parameter.mul_(0.5)
+        self.answers.append(self.ask(batch))
+        return {}
+
+    def ask(self, batch: Batch) -> Tensor:
+        logits: Tensor = self.problem.model(batch[0].images)
+        return logits.detach()
+
+
+def test_a_step_in_bfloat16_sees_the_weights_that_it_has_changed():
+    problem = make_problem(recipe=RECIPE.model_copy(update={"precision": "bfloat16"}))
+    problem.model.eval()
+    trainee, batch = Twice(problem), problem.batches(WeightTraining.PHASE, "finetune").next()
+    problem.run(trainee, batch, WeightTraining.PHASE)  # type: ignore[arg-type]
+    before, after = trainee.answers
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = trainee.ask(batch)
+    assert torch.equal(after, expected)
+    assert not torch.equal(after, before)
+
+
+def test_pricing_a_phase_loads_no_more_images_than_it_uses():
+    @dataclass(frozen=True)
+    class Counting(MemorySplit):
+        loaded: list[int] = field(default_factory=list)
+
+        def load(self, indices: NDArray[np.int64], draws: NDArray[np.float64] | None) -> tuple[Tensor, Tensor]:
+            self.loaded.extend(indices.tolist())
+            return super().load(indices, draws)
+
+    problem = make_problem(recipe=RECIPE.model_copy(update={"batch_size": 32, "micro_batch": 16}))
+    first = problem.batches(WeightTraining.PHASE, "price").next()[0]
+    split = Counting(problem.train.images, problem.train.labels)  # type: ignore[attr-defined]
+    problem.train, problem.trainee = split, WeightTraining(problem, None, total=1)
+    problem._prices.clear()
+    assert problem.price(WeightTraining.PHASE) > 0
+    assert len(split.loaded) == 8
+    assert torch.equal(split.labels[split.loaded], first.labels[:8])  # those that the whole batch begins with
+
+
+def test_a_checkpoint_s_generators_go_on_where_they_were(tmp_path):
+    torch.manual_seed(3)
+    save_checkpoint(tmp_path / "c.pt", "id", {"rng": random_state(CPU)})
+    expected = torch.rand(4)
+    torch.manual_seed(4)
+    saved = load_checkpoint(tmp_path / "c.pt", "id")
+    assert saved is not None
+    set_random_state(saved["rng"], CPU)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_a_checkpoint_of_a_gpu_is_read_without_one(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.serialization, "location_tag", lambda _storage: "cuda:7")
+        save_checkpoint(tmp_path / "c.pt", "id", {"a": torch.ones(2)})
+    saved = load_checkpoint(tmp_path / "c.pt", "id")
+    assert saved is not None
+    assert saved["a"].device == CPU
+
+
+@pytest.mark.parametrize(
+    ("message", "machine"),
+    [
+        ("CUDA error: an illegal memory access was encountered", True),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", True),
+        ("CUDNN_BACKEND_OPERATION: cudnnFinalize Failed cudnn_status: CUDNN_STATUS_NOT_SUPPORTED", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("Pin memory thread exited unexpectedly", True),
+        ("unable to open shared memory object </torch_1_2> in read-write mode: No such file (2)", True),
+        ("unable to mmap 64 bytes: Too many open files (24)", True),
+        ("NCCL communicator was aborted on rank 1", True),
+        ("mat1 and mat2 shapes cannot be multiplied (8x3 and 4x5)", False),
+        ("element 0 of tensors does not require grad and does not have a grad_fn", False),
+    ],
+)
+def test_what_a_machine_says_is_told_from_what_a_method_did(message, machine):
+    assert machine_s_fault(RuntimeError(message)) is machine
+    assert not machine_s_fault(ValueError(message))
