@@ -1,6 +1,8 @@
 # Needs git, make and Python 3.11 or newer with venv. The first run of any target installs the rest into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# No test takes five minutes; one that hangs says where, and the others go on.
+PYTEST := $(BIN)/pytest -q -ra -n 2 --dist worksteal --timeout 1200
 # What requirements.lock downloads and fills, measured on Linux x86-64; measure again after `make lock`.
 DOWNLOAD := 3.3 GB
 DISK := 6.5 GB
@@ -15,10 +17,10 @@ smoke: install ## the same path through the code in a minute; its accuracies mea
 	$(BIN)/python runner.py --suite smoke
 
 test: lint ## everything that has to hold: lint, types, tests
-	$(BIN)/pytest -q -ra -n 2 --dist worksteal
+	$(PYTEST)
 
 test-all: lint ## the same with the long ones: every injected fault
-	$(BIN)/pytest -q -ra -n 2 --dist worksteal -m ''
+	$(PYTEST) -m ''
 
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .

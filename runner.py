@@ -419,14 +419,15 @@ def merge(
 ) -> None:
     """Join records that others made of a suite into an output folder, and report."""
     from benchmarks.merging import merge as join
+    from benchmarks.record import differences
 
     session = open_session(suite, out, data, overrides=overrides, needs_data=False)
     check_writable(out)
     merged = join(sources, session.suite.suite, session.workspace.records, session.trials)
     for conflict in merged.conflicts:
         label = session.trials[conflict.first.id].label
-        errors.print(f"two results: {label}: kept what was there, not that of {conflict.source}", markup=False)
-        for what, first, second in conflict.differences():
+        errors.print(f"two results: {label}: what was there counts, not that of {conflict.source}", markup=False)
+        for what, first, second in differences(conflict.first, conflict.second):
             errors.print(f"    {what}: {first} | {second}", markup=False)
     console.print(
         f"{merged.added} records added, {merged.alike} there already, {len(merged.conflicts)} with two results; "

@@ -21,19 +21,11 @@ LARGEST_RECORD = 50 * 2**20
 
 @dataclass(frozen=True)
 class Conflict:
-    """Two records of one trial whose results differ; `first` is kept."""
+    """Two records of one trial whose results differ; `first` counts, `second` is disputed."""
 
     first: Record
     second: Record
     source: str
-
-    def differences(self) -> Iterator[tuple[str, str, str]]:
-        """What, first, second: test accuracy, then every part of the environments that differs."""
-        yield "test accuracy", _accuracy(self.first), _accuracy(self.second)
-        ours, theirs = (record.observed.get("environment") or {} for record in (self.first, self.second))
-        for key in dict.fromkeys([*ours, *theirs]):
-            if ours.get(key) != theirs.get(key):
-                yield key, str(ours.get(key)), str(theirs.get(key))
 
 
 @dataclass
@@ -46,7 +38,9 @@ class Merged:
 
 
 def merge(sources: Sequence[Path], suite: str, records: Records, trials: Mapping[str, Trial]) -> Merged:
-    """Copy records of the suite's `trials` (by id) into `records`; of two results the one that is there first stays.
+    """Copy records of the suite's `trials` (by id) into `records`; of two results the one that is there first counts.
+
+    The other is kept beside it, for the report to show.
 
     sources: output folders, folders of records, or tar or zip archives of either. Raises SuiteError, with nothing
     written, for sources that are no such thing and for records of other protocols, of no trial of the suite, or of
@@ -66,6 +60,7 @@ def merge(sources: Sequence[Path], suite: str, records: Records, trials: Mapping
         elif canonical_json(kept.result) == canonical_json(record.result):
             merged.alike += 1
         else:
+            records.dispute(record)
             merged.conflicts.append(Conflict(kept, record, source))
     return merged
 
@@ -156,8 +151,3 @@ def _check_data(found: Found) -> None:
                 f"{source}: record {record.id} was made from other data ({seen}) than those in {where} ({first}); "
                 "results on different images cannot stand in one table"
             )
-
-
-def _accuracy(record: Record) -> str:
-    metrics: Mapping[str, Any] = record.result.get("metrics") or {}
-    return f"{100 * metrics['test_accuracy']:.2f} %" if "test_accuracy" in metrics else record.status

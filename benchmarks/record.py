@@ -20,6 +20,8 @@ from benchmarks.spec import TrialSpec, canonical_json
 
 SCHEMA = 1
 
+DISPUTED = "disputed"
+
 Status = Literal["ok", "refused", "over_ceiling", "failed"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 
@@ -106,9 +108,23 @@ def write_text_atomic(path: Path, text: str) -> None:
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
+def differences(first: Record, second: Record) -> Iterator[tuple[str, str, str]]:
+    """What two records of one trial say differently: test accuracy, then every part of their environments."""
+    yield "test accuracy", _accuracy(first), _accuracy(second)
+    ours, theirs = (record.observed.get("environment") or {} for record in (first, second))
+    for key in dict.fromkeys([*ours, *theirs]):
+        if ours.get(key) != theirs.get(key):
+            yield key, str(ours.get(key)), str(theirs.get(key))
+
+
+def _accuracy(record: Record) -> str:
+    accuracy = (record.result.get("metrics") or {}).get("test_accuracy")
+    return f"{100 * accuracy:.2f} %" if isinstance(accuracy, int | float) else record.status
+
+
 @dataclass(frozen=True)
 class Records:
-    """A folder of records, `<id>.json` each."""
+    """A folder of records, `<id>.json` each; what others measured differently lies in its folder `disputed`."""
 
     folder: Path
 
@@ -127,6 +143,14 @@ class Records:
 
     def put(self, record: Record) -> None:
         write_text_atomic(self.path(record.id), record.to_json())
+
+    def dispute(self, record: Record) -> None:
+        """Keep another result of a trial that has one, beside it."""
+        write_text_atomic(self.folder / DISPUTED / f"{record.id}-{record.checksum[:8]}.json", record.to_json())
+
+    def disputed(self) -> Iterator[Record]:
+        """Other results of trials that have one. Raises RecordError for damaged files."""
+        return (read_record(path) for path in sorted((self.folder / DISPUTED).glob("*.json")))
 
     def __iter__(self) -> Iterator[Record]:
         return (read_record(path) for path in sorted(self.folder.glob("*.json")))

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from benchmarks.record import Record, RecordError
 from benchmarks.spec import digest
 from benchmarks.suite import FLOAT_CEILING, Plan, Trial, ceiling_name
+from reports.display import count
 from reports.provenance import ComparisonError, RecordSource, check_comparable, older_records, provenance_warnings
 
 __all__ = ["Cell", "Comparison", "ComparisonError", "Outcome", "RecordSource", "State", "gather"]
@@ -144,11 +145,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All cells of a plan in the suite's order; ceiling `float` holds the float control that all ceilings share."""
+    """All cells of a plan in the suite's order; ceiling `float` holds the float control that all ceilings share.
+
+    disputed: other results of trials that have one; in no number of this report.
+    """
 
     plan: Plan
     cells: tuple[Cell, ...]
     warnings: tuple[str, ...]
+    disputed: tuple[Record, ...] = ()
 
     @property
     def outcomes(self) -> tuple[Outcome, ...]:
@@ -201,7 +206,11 @@ def gather(plan: Plan, records: RecordSource) -> Comparison:
         ]
         warnings += said
     warnings += [*provenance_warnings(found), *_result_warnings(outcomes)]
-    return Comparison(plan, _cells(plan, outcomes), tuple(warnings))
+    ids = {trial.id for trial, _ in found}
+    disputed = tuple(record for record in records.disputed() if record.id in ids)
+    if disputed:
+        warnings.append(f"{count(len(disputed), 'result')} of other machines differ from those counted here")
+    return Comparison(plan, _cells(plan, outcomes), tuple(warnings), disputed)
 
 
 def _outcome(trial: Trial, records: RecordSource) -> Outcome:

@@ -11,6 +11,8 @@ from reports.agreement import agreement_table
 from reports.claims import READING as CLAIMS_READING
 from reports.claims import claims_tables
 from reports.comparison import Comparison
+from reports.disputes import READING as DISPUTES_READING
+from reports.disputes import disputes_table
 from reports.fronts import READING as FRONTS_READING
 from reports.fronts import fronts_table
 from reports.page import (
@@ -20,6 +22,7 @@ from reports.page import (
     absent,
     account_table,
     audit_line,
+    beside_table,
     bops_table,
     standing,
 )
@@ -39,6 +42,7 @@ def write(comparison: Comparison, summaries: Sequence[Summary], caption: str) ->
             *_fronts(comparison),
             *_claims(comparison),
             *_absent(comparison),
+            *_disputes(comparison),
             *_list("Warnings", comparison.warnings),
             "## Bits per layer\n\n![Bits per layer](bits.png)\n",
             *_agreement(comparison),
@@ -73,7 +77,9 @@ def _results(comparison: Comparison, summaries: Sequence[Summary], caption: str)
     lines = ["## Results\n", f"![Bit-operations against test accuracy](pareto.png)\n\n{caption}\n"]
     for model, table in summary_tables(comparison, summaries).items():
         lines += [f"### {escape_markdown(model)}\n", markdown(table)]
-    return [*lines, f"{READING}\n"]
+    beside = beside_table(summaries)
+    more = ["### Beside it, never ranked\n", markdown(beside)] if beside.rows else []
+    return [*lines, f"{READING}\n", *more]
 
 
 def _across(comparison: Comparison) -> list[str]:
@@ -113,6 +119,11 @@ def _absent(comparison: Comparison) -> list[str]:
     rows = tuple(Row((label, state, reason)) for label, state, reason, _ in absent(comparison))
     table = Table(("Trial", "State", "Reason"), rows)
     return ["## Missing, failed and refused\n", markdown(table)] if rows else []
+
+
+def _disputes(comparison: Comparison) -> list[str]:
+    table = disputes_table(comparison)
+    return ["## Two results of one trial\n", markdown(table), f"{DISPUTES_READING}\n"] if table.rows else []
 
 
 def _list(title: str, items: Iterable[str]) -> list[str]:

@@ -19,12 +19,12 @@ from reports.tables import Row, Table
 
 READING = (
     "Hypervolume: the area that a row's points dominate, over the logarithm of BOPs and test accuracy, as a share "
-    "of a rectangle that hangs on the suite and the network alone: from the cheapest policy of the space to one more "
-    "step of the ceilings' mean ratio beyond the dearest ceiling, and from chance to 100 %; mean over seeds with 95 % "
-    "t-interval. At equal BOPs: accuracy interpolated, per seed, linearly in the logarithm of BOPs between a row's "
-    f"neighbouring points, and nowhere more than {100 * COST_TOLERANCE:g} % beyond its cheapest or dearest one. A run "
-    "that failed or is over its ceiling counts as accuracy 0 at the ceiling's BOPs, below the edge of the figure; "
-    "rows with a run that is missing are left out."
+    "of a rectangle that hangs on the suite and the network alone: from the cheapest policy of the space to one "
+    "more step of the ceilings' mean ratio beyond the dearest ceiling, and from chance to 100 %; mean over seeds "
+    "with 95 % t-interval. At a ceiling's name: accuracy at exactly its BOPs, interpolated, per seed, linearly in "
+    f"the logarithm of BOPs between a row's neighbouring points, and nowhere more than {100 * COST_TOLERANCE:g} % "
+    "beyond its cheapest or dearest one. A run that failed or is over its ceiling counts as accuracy 0 at the "
+    "ceiling's BOPs, below the edge of the figure; rows with a run that is missing are left out."
 )
 
 
@@ -96,15 +96,17 @@ def attained(points: Sequence[Point], grid: NDArray[np.float64]) -> NDArray[np.f
 def fronts_table(comparison: Comparison) -> Table:
     """Per network and row: hypervolume, its paired difference from uniform LSQ, and accuracy at each ceiling's BOPs."""
     rows: list[Row] = []
+    names = tuple(dict.fromkeys(cell.ceiling for cell in comparison.cells if not cell.is_float))
     for model in comparison.models:
         found = curves(comparison, model)
-        if found and len(_ceilings(comparison, model)) > 1:
-            rows += _rows(comparison, model, found)
-    header = ("Network", "Method", "Seeds", "Hypervolume, %", "Δ uniform LSQ, points", "At equal BOPs, %", "Notes")
-    return Table(header, tuple(rows), frozenset(header[2:5]))
+        if found and len(set(_ceilings(comparison, model).values())) > 1:
+            rows += _rows(comparison, model, found, names)
+    equal = (f"At {name}, %" for name in names)
+    header = ("Network", "Method", "Seeds", "Hypervolume, %", "Δ uniform LSQ, points", *equal, "Notes")
+    return Table(header, tuple(rows), frozenset(header[2:-1]))
 
 
-def _rows(comparison: Comparison, model: str, found: Sequence[Curve]) -> Iterable[Row]:
+def _rows(comparison: Comparison, model: str, found: Sequence[Curve], names: Sequence[str]) -> Iterable[Row]:
     ceilings = _ceilings(comparison, model)
     edges, chance = rectangle(comparison, model), 1 / comparison.plan.suite.data.classes
     volumes = {
@@ -118,9 +120,9 @@ def _rows(comparison: Comparison, model: str, found: Sequence[Curve]) -> Iterabl
         if uniform in volumes and curve.row != uniform:
             difference = paired_difference(volumes[curve.row], volumes[uniform])
         mean = mean_interval(list(volumes[curve.row].values()))
-        equal = "; ".join(f"{gbops(bops)} GBOPs: {_at(curve, bops)}" for bops in ceilings)
+        equal = (_at(curve, ceilings.get(name)) for name in names)
         failed = f"; {curve.failed} of {curve.trials} trials failed or over the ceiling" if curve.failed else ""
-        cells = (model, curve.row, str(len(curve.points)), _spread(mean), paired(difference), equal, bounds + failed)
+        cells = (model, curve.row, str(len(curve.points)), _spread(mean), paired(difference), *equal, bounds + failed)
         yield Row(cells)
 
 
@@ -130,15 +132,16 @@ def rectangle(comparison: Comparison, model: str) -> tuple[float, float]:
     From every layer at the space's lowest widths to one more step of the ceilings' mean ratio beyond the dearest: what
     is reached at the dearest ceiling counts too.
     """
-    space, ceilings = comparison.plan.suite.space, _ceilings(comparison, model)
+    space, ceilings = comparison.plan.suite.space, sorted(set(_ceilings(comparison, model).values()))
     layers = comparison.of(model)[0].outcomes[0].trial.ledger
     cheapest = counted_bops(layers, uniform_bits(layers, space.weights[0], space.activations[0]))
     return cheapest, ceilings[-1] * (ceilings[-1] / ceilings[0]) ** (1 / (len(ceilings) - 1))
 
 
-def _ceilings(comparison: Comparison, model: str) -> list[int]:
-    outcomes = [outcome for cell in comparison.of(model) for outcome in cell.outcomes]
-    return sorted({bops for outcome in outcomes if (bops := outcome.trial.spec.ceiling_bops)})
+def _ceilings(comparison: Comparison, model: str) -> dict[str, int]:
+    """Name of a ceiling -> its BOPs on this network."""
+    found = {cell.ceiling: cell.outcomes[0].trial.spec.ceiling_bops for cell in comparison.of(model)}
+    return {name: bops for name, bops in found.items() if bops}
 
 
 def _spread(mean: Mean) -> str:
@@ -147,7 +150,9 @@ def _spread(mean: Mean) -> str:
     return percent(mean.value) + interval(bounds)
 
 
-def _at(curve: Curve, bops: float) -> str:
+def _at(curve: Curve, bops: float | None) -> str:
+    if bops is None:
+        return NOTHING
     values = [value for points in curve.points.values() if (value := at_bops(points, bops)) is not None]
     if len(values) < len(curve.points):
         return NOTHING

@@ -23,6 +23,8 @@ from reports.bars import bars_of, colours_of
 from reports.claims import READING as CLAIMS_READING
 from reports.claims import claims_tables
 from reports.comparison import STATE_WORDS, Comparison, Outcome
+from reports.disputes import READING as DISPUTES_READING
+from reports.disputes import disputes_table
 from reports.explorer import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, explorers
 from reports.fronts import READING as FRONTS_READING
 from reports.fronts import fronts_table
@@ -102,7 +104,7 @@ def _context(comparison: Comparison, summaries: Sequence[Summary]) -> dict[str, 
         "standing": standing(comparison, summaries),
         "free_search": FREE_SEARCH if suite.compute.protocol == "free-search" else "",
         "reading": READING,
-        "wrapped": {"Verdict", "Read from", "Source", "At equal BOPs, %", *ACCOUNT_WORDS},
+        "wrapped": {"Verdict", "Read from", "Source", *ACCOUNT_WORDS},
         "tables": summary_tables(comparison, summaries),
         "beside": beside_table(summaries),
         "across": across_tables(comparison),
@@ -114,6 +116,8 @@ def _context(comparison: Comparison, summaries: Sequence[Summary]) -> dict[str, 
         "agreement": agreement_table(comparison),
         "agreement_reading": AGREEMENT_READING,
         "absent": absent(comparison),
+        "disputes": disputes_table(comparison),
+        "disputes_reading": DISPUTES_READING,
         "warnings": comparison.warnings,
         "strips": {model: strips_of(comparison, model) for model in comparison.models},
         "strips_open": STRIPS_OPEN,

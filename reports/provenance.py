@@ -24,6 +24,8 @@ class RecordSource(Protocol):
 
     def others(self, trial_ids: Container[str]) -> Iterable[Record]: ...
 
+    def disputed(self) -> Iterable[Record]: ...
+
 
 def older_records(plan: Plan, records: RecordSource) -> tuple[dict[str, str], list[str]]:
     """What to say of records of other protocols: by id of the trial that one would be of, and as warnings."""

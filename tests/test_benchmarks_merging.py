@@ -12,8 +12,11 @@ import pytest
 
 from benchmarks.merging import merge
 from benchmarks.messages import SuiteError
-from benchmarks.record import Record, RecordError, Records
+from benchmarks.record import Record, RecordError, Records, differences
 from benchmarks.spec import digest
+from reports.build import build_report
+from reports.comparison import gather
+from reports.disputes import disputes_table
 from tests.fabricated import make_plan, make_record, make_suite, write_records
 from tests.harness import cli, copy_finished, finished
 
@@ -118,10 +121,25 @@ def test_two_results_are_kept_apart_and_shown_with_their_environments(tmp_path):
     records, merged = joined(tmp_path, tmp_path / "a", tmp_path / "b")
     assert (merged.added, merged.alike, len(merged.conflicts)) == (6, 4, 2)
     assert content(records.folder) == content(tmp_path / "a")
-    shown = dict((what, (first, second)) for what, first, second in merged.conflicts[0].differences())
+    conflict = merged.conflicts[0]
+    shown = {what: (first, second) for what, first, second in differences(conflict.first, conflict.second)}
     assert shown["processor"] == ("x86_64", "another")
     assert shown["test accuracy"][1] == "50.00 %"
     assert set(shown) == {"test accuracy", "processor"}
+    assert [record.id for record in records.disputed()] == sorted(conflict.second.id for conflict in merged.conflicts)
+    # Merged again, no result is kept twice; and the page has both, side by side.
+    joined(tmp_path, tmp_path / "b")
+    assert len(list(records.disputed())) == 2
+    report = build_report(PLAN, records, tmp_path / "report")
+    assert "2 results of other machines differ from those counted here" in report.warnings
+    for name in ("index.html", "report.md"):
+        shown_there = (tmp_path / "report" / name).read_text()
+        assert "Two results of one trial" in shown_there
+        assert "another" in shown_there
+    rows = disputes_table(gather(PLAN, records)).rows
+    assert [row.cells[1] for row in rows] == ["test accuracy", "processor"] * 2
+    assert rows[0].cells[2] == f"{100 * conflict.first.result['metrics']['test_accuracy']:.2f} %"
+    assert rows[0].cells[3] == "50.00 %"
 
 
 def refused(tmp_path, change, message):

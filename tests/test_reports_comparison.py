@@ -25,6 +25,9 @@ class Shelf:
     def get(self, trial_id):
         return self.records.get(trial_id)
 
+    def disputed(self):
+        return ()
+
     def others(self, trial_ids):
         return [record for key, record in self.records.items() if key not in trial_ids]
 
