@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # No test takes five minutes; one that hangs says where, and the others go on.
-PYTEST := $(BIN)/pytest -q -ra -n 2 --dist worksteal --timeout 1200
+PYTEST := $(BIN)/pytest -q -ra -n 2 --dist worksteal --timeout 900
 # What requirements.lock downloads and fills, measured on Linux x86-64; measure again after `make lock`.
 DOWNLOAD := 3.3 GB
 DISK := 6.5 GB

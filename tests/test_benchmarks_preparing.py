@@ -224,7 +224,14 @@ def kill_on_1(path: str) -> str:
 
 def test_a_worker_that_is_killed_is_said_in_one_line():
     with pytest.raises(DataError, match=r"was killed.*run the same command again"):
-        preparing._everywhere(kill_on_1, ["0", "1"], lambda _done, _total: None)
+        preparing._everywhere(kill_on_1, [str(number) for number in range(200)], lambda _done, _total: None)
+
+
+def test_several_processes_find_what_one_does(tree, monkeypatch):
+    spoil(tree, f"val/{CLASSES[0]}/1.JPEG")
+    alone = look_through(tree, quiet)
+    monkeypatch.setattr(preparing, "_FEW", 0)
+    assert look_through(tree, quiet) == alone
 
 
 def test_a_suite_says_which_copies_it_wants(tree, tmp_path):

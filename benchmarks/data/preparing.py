@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -28,6 +29,8 @@ T = TypeVar("T")
 JPEG_QUALITY = 90
 _SAMPLE = 200
 _CHUNK = 16
+_FEW = 128
+"""So many images are done before other processes have started."""
 _SPARE = 1.05
 
 IMAGENET = {"train": 1_281_167, "val": 50_000}
@@ -196,11 +199,20 @@ def _shrunk(path: Path, short_side: int) -> bytes:
 def _everywhere(
     work: Callable[[str], T], paths: Sequence[str], progress: Callable[[int, int], None]
 ) -> list[tuple[str, T]]:
-    """`work` of every path on all cores, in order. Raises DataError where a process that works is killed."""
+    """`work` of every path, in order, on all cores where there is enough for them.
+
+    Raises DataError where a process that works is killed.
+    """
     found: list[tuple[str, T]] = []
     try:
-        with ProcessPoolExecutor(os.cpu_count()) as pool:
-            for path, result in zip(paths, pool.map(work, paths, chunksize=_CHUNK), strict=True):
+        with ExitStack() as stack:
+            results: Iterable[T] = map(work, paths)
+            if len(paths) > _FEW:
+                # Processes of their own, not forked from this one: its other threads may hold locks.
+                spawning = multiprocessing.get_context("spawn")
+                pool = stack.enter_context(ProcessPoolExecutor(os.cpu_count(), spawning))
+                results = pool.map(work, paths, chunksize=_CHUNK)
+            for path, result in zip(paths, results, strict=True):
                 found.append((path, result))
                 progress(len(found), len(paths))
     except BrokenProcessPool as error:
