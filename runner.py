@@ -118,12 +118,13 @@ def _finish(session: Session, lost: dict[str, str]) -> None:
 
 
 def _say_where(session: Session) -> None:
-    from benchmarks.tracking import default_uri
+    from benchmarks.tracking import default_uri, has_runs
 
     folder, out = session.workspace.folder, session.workspace.out
     console.print(f"report:  {session.workspace.report / 'index.html'}", markup=False)
     console.print(f"records: {session.workspace.records.folder}", markup=False)
-    console.print(f"mlflow:  mlflow ui --backend-store-uri {default_uri(out)}", markup=False)
+    if has_runs(out):
+        console.print(f"mlflow:  mlflow ui --backend-store-uri {default_uri(out)}", markup=False)
     networks = folder / "networks"
     if networks.is_dir():
         console.print(

@@ -29,6 +29,11 @@ def default_uri(out: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.resolve() / 'mlflow.db'}"
 
 
+def has_runs(out: Path) -> bool:
+    """Whether `default_uri` leads to a database; of a server it is taken for granted."""
+    return "MLFLOW_TRACKING_URI" in os.environ or (out / "mlflow.db").exists()
+
+
 class Tracker:
     """The one writer of a suite's runs, in a thread of its own, so that a slow server never holds up a trial.
 

@@ -192,6 +192,7 @@ def test_merge_as_a_command(tmp_path):
     assert ran.code == 0, ran.err
     assert "6 records added, 0 there already, 0 with two results; 0 of 6 trials are missing" in ran.out
     assert (tmp_path / "ours" / "tiny" / "report" / "index.html").exists()
+    assert "mlflow" not in ran.out  # nothing has been mirrored yet
     assert cli("merge", tmp_path / "gone", "--suite", suite, "--out", tmp_path / "ours").code == 2
     other = cli("merge", out / "tiny" / "records", "--suite", "smoke", "--out", tmp_path / "other")
     assert (other.code, "6 of 6 records are of no trial of smoke" in other.err) == (2, True)
