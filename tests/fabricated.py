@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,22 @@ def make_trial(
 
 def _plain(method: str) -> bool:
     return method in ("float", "uniform-lsq", "given", "random")
+
+
+class Shelf:
+    """Records in memory."""
+
+    def __init__(self, plan: Plan, change: Change | None = None) -> None:
+        self.records = {trial.id: make_record(trial, change) for trial in plan.trials}
+
+    def get(self, trial_id: str) -> Record | None:
+        return self.records.get(trial_id)
+
+    def disputed(self) -> tuple[Record, ...]:
+        return ()
+
+    def others(self, trial_ids: Container[str]) -> list[Record]:
+        return [record for key, record in self.records.items() if key not in trial_ids]
 
 
 def write_records(

@@ -13,23 +13,7 @@ from benchmarks.record import Records
 from benchmarks.spec import digest
 from reports.comparison import Comparison, ComparisonError, gather
 from reports.summary import Summary, summarise
-from tests.fabricated import fail, make_plan, make_record, make_suite, shuffled, with_label, write_records
-
-
-class Shelf:
-    """Records in memory."""
-
-    def __init__(self, plan, change=None):
-        self.records = {trial.id: make_record(trial, change) for trial in plan.trials}
-
-    def get(self, trial_id):
-        return self.records.get(trial_id)
-
-    def disputed(self):
-        return ()
-
-    def others(self, trial_ids):
-        return [record for key, record in self.records.items() if key not in trial_ids]
+from tests.fabricated import Shelf, fail, make_plan, make_record, make_suite, shuffled, with_label, write_records
 
 
 def accuracies(table):

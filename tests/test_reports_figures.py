@@ -21,13 +21,12 @@ from reports.profile_figure import profile_figure
 from reports.statistics import wilson_interval
 from reports.strips import strips_of
 from reports.summary import summarise
-from tests.fabricated import TEST_IMAGES, fail, make_plan, make_record, make_suite, with_label, write_records
+from tests.fabricated import TEST_IMAGES, Shelf, fail, make_plan, make_suite, with_label, write_records
 
 
 def compare(methods, change=None, **suite):
     plan = make_plan(make_suite(methods, **suite))
-    records = {trial.id: make_record(trial, change) for trial in plan.trials}
-    comparison = gather(plan, records)
+    comparison = gather(plan, Shelf(plan, change))
     return comparison, summarise(comparison)
 
 
