@@ -22,7 +22,7 @@ from benchmarks.running import engine_named, run_missing, say_amiss, tracker_for
 from benchmarks.session import Session, assignment, check_writable, open_session, shares_of
 from benchmarks.storage import Storage, StorageError
 from benchmarks.suite import load_suite, suite_names
-from benchmarks.terminal import console, errors, print_columns, warn
+from benchmarks.terminal import console, errors, print_columns, say_next, warn
 from methods import UnknownMethodError, known_methods, load_method
 
 if TYPE_CHECKING:
@@ -225,6 +225,7 @@ def list_everything(as_json: JsonOption = False) -> None:
 
 @app.command("plan")
 def show_plan(
+    context: typer.Context,
     suite: SuiteOption = "quick",
     data: DataOption = None,
     out: OutOption = DEFAULT_OUT,
@@ -275,7 +276,7 @@ def show_plan(
         show_estimate(session)
     if gap is not None:
         _show_power(session, gap / 100)
-    console.print(f"next: python runner.py --suite {suite}", markup=False)
+    say_next(context)
 
 
 def _show_power(session: Session, gap: float) -> None:
@@ -309,6 +310,7 @@ def report(
 
 @app.command()
 def trial(
+    context: typer.Context,
     trial_id: Annotated[str, typer.Argument(metavar="TRIAL", help="An id from `plan --ids`.")],
     suite: SuiteOption = "quick",
     data: DataOption = None,
@@ -342,7 +344,7 @@ def trial(
         errors.print(f"lost: {job.label}: {lost[job.key]}", markup=False)
         raise typer.Exit(FAILED)
     console.print(f"record: {session.workspace.records.path(chosen.id)}", markup=False)
-    console.print(f"next: python runner.py report --suite {suite}", markup=False)
+    say_next(context, "report")
     record = session.workspace.records.get(chosen.id)
     if record is None or record.status in ("failed", "over_ceiling"):
         raise typer.Exit(FAILED)
@@ -381,6 +383,7 @@ def evaluate(
 
 @app.command()
 def verify(
+    context: typer.Context,
     suite: SuiteOption = "quick",
     data: DataOption = None,
     out: OutOption = DEFAULT_OUT,
@@ -407,7 +410,8 @@ def verify(
     if set(statuses) & set(UNVERIFIED):
         raise typer.Exit(UNVERIFIED_CLAIM)
     if "reproduced" not in statuses:
-        console.print(f"nothing to hold against anything yet; next: python runner.py --suite {suite}", markup=False)
+        console.print("there is nothing yet that could be held against anything")
+        say_next(context)
 
 
 @app.command()
@@ -461,6 +465,7 @@ def mlflow_sync(
 
 @app.command()
 def prepare(
+    context: typer.Context,
     suite: SuiteOption = "imagenet-full",
     data: DataOption = None,
     archives: Annotated[Path | None, typer.Option("--archives", help="Folder of ImageNet's three archives.")] = None,
@@ -475,13 +480,12 @@ def prepare(
     folder = ready.run(data, archives, cache, to)
     if ready.amiss:
         raise typer.Exit(FAILED)
-    place = "" if folder is None else f" --data {folder}"
-    side = "" if cache is None else f" --set data.short_side={cache}"
-    console.print(f"next: python runner.py --suite {suite}{place}{side}", markup=False)
+    say_next(context, data=folder, overrides=overrides if cache is None else [*overrides, f"data.short_side={cache}"])
 
 
 @app.command()
 def doctor(
+    context: typer.Context,
     suite: SuiteOption = "quick",
     data: DataOption = None,
     out: OutOption = DEFAULT_OUT,
@@ -498,7 +502,7 @@ def doctor(
         console.print(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.what}", markup=False)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(FAILED)
-    console.print(f"next: python runner.py --suite {suite}", markup=False)
+    say_next(context)
 
 
 @app.command()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import typer
 from rich.console import Console
 
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
@@ -13,6 +16,24 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def warn(text: str) -> None:
     errors.print(f"warning: {text}", markup=False)
+
+
+def say_next(context: typer.Context, command: str = "", **changed: Any) -> None:
+    """The command to run after this one, with the options that this one was given and that one takes.
+
+    changed: options by their parameters' names, over those given; None leaves one out.
+    """
+    takes = {"--suite", "--data", "--out", "--methods", "--models", "--seeds", "--set"}
+    if not command:
+        takes |= {"--weights", "--allow-bad-images", "--storage"}
+    given: Mapping[str, Any] = {**context.params, **changed}
+    parts = ["python", "runner.py", *command.split()]
+    for parameter in context.command.params:
+        value, (option, *_) = given[parameter.name or ""], parameter.opts
+        if option in takes and (option == "--suite" or value not in (None, parameter.default, [], ())):
+            values = value if isinstance(value, list | tuple) else [value]
+            parts += [text for each in values for text in (option, each)]
+    console.print(f"next: {shlex.join(map(str, parts))}", markup=False)
 
 
 def print_columns(rows: Sequence[Sequence[str]]) -> None:

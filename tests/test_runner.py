@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -417,6 +418,14 @@ def test_the_imagenet_suite_runs_on_a_small_tree(tmp_path):
     record = read_record(path)
     assert (record.status, record.spec["data"]["classes"]) == ("ok", 3)
     assert (tmp_path / "out" / "imagenet-full" / "report" / "index.html").exists()
+
+
+def test_what_to_run_next_has_the_options_that_were_given(tmp_path):
+    given = ["--suite", "smoke", "--out", tmp_path / "a b", "--seeds", "0", "--set", "ceilings=['uniform:w4a4']"]
+    following = cli("plan", *given).out.splitlines()[-1].removeprefix("next: ")
+    assert shlex.split(following) == ["python", "runner.py", *map(str, given)]
+    ran = cli(*shlex.split(following)[2:], "--methods", "float", "--engine", "local")
+    assert ran.code == 0, ran.err
 
 
 def mlflow_runs(out: Path) -> tuple[Any, list[Any]]:
