@@ -180,4 +180,5 @@ def _server() -> Any:
 def start(target: Any, *arguments: Any) -> BaseProcess:
     process: BaseProcess = _server().Process(target=target, args=arguments)
     process.start()
+    atexit.register(process.kill)  # what a failed test has left would be waited for
     return process
