@@ -78,7 +78,8 @@ class Tracker:
                 action()
             except Exception as error:  # noqa: BLE001 (a server may fail in any way; no trial may be lost for it)
                 self._broken = True
-                self.warn(f"MLflow at {self.uri} failed ({error}); trials go on, `mlflow-sync` rebuilds the view later")
+                what = f"MLflow at {self.uri} failed ({_cause(error)})"
+                self.warn(f"{what}; trials go on, `mlflow-sync` rebuilds the view later")
 
     def _end(self, artifacts: Sequence[Path]) -> None:
         for path in artifacts:
@@ -187,3 +188,10 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {prefix: value}
     return {k: v for key, part in value.items() for k, v in _flat(part, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def _cause(error: BaseException) -> str:
+    """What was first wrong, in a line: a database adds the whole of its statement."""
+    while error.__cause__:
+        error = error.__cause__
+    return (str(error).splitlines() or [repr(error)])[0]

@@ -533,3 +533,16 @@ def test_a_full_disk_is_said_and_can_be_gone_on_from(tmp_path, monkeypatch):
     assert "No space left on device" in ran.err
     monkeypatch.setattr("benchmarks.record.write_text_atomic", write_text_atomic)
     assert cli("--suite", suite, "--out", out, "--engine", "local").code == 0
+
+
+def test_what_mlflow_s_database_says_is_told_in_a_line():
+    from sqlalchemy.exc import OperationalError
+
+    from benchmarks.tracking import _cause
+
+    locked = OSError("attempt to write a readonly database")
+    statement = OperationalError("INSERT\nINTO metrics", {}, locked)
+    statement.__cause__ = locked
+    assert "\n" in str(statement)
+    assert _cause(statement) == "attempt to write a readonly database"
+    assert _cause(KeyError()) == "KeyError()"
