@@ -40,6 +40,7 @@ class View:
     records: Records
     done: dict[str, float] = field(default_factory=dict)
     begun: float = field(default_factory=time.monotonic)
+    _ended: set[str] = field(default_factory=set)
     _bars: Progress | None = None
     _tasks: dict[str, TaskID] = field(default_factory=dict)
 
@@ -77,9 +78,9 @@ class View:
             if job.key in self._tasks:
                 self._bars.remove_task(self._tasks.pop(job.key))
             self._update_all()
-        finished = sum(self.done.get(other.key) == 1.0 for other in self.jobs)
+        self._ended.add(job.key)
         ending = self._ending(job, outcome)
-        self.console.print(f"[{finished}/{len(self.jobs)}] {job.label}: {ending}", markup=False)
+        self.console.print(f"[{len(self._ended)}/{len(self.jobs)}] {job.label}: {ending}", markup=False)
 
     def _ending(self, job: Job, outcome: Outcome) -> str:
         if outcome.status == "lost":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from benchmarks import engines, stopping
 from benchmarks.engines import EngineError, Job, Observer, Outcome, jobs_of, run_jobs
 from benchmarks.engines.local import LocalEngine
+from benchmarks.progress import View
+from benchmarks.record import Records
 from benchmarks.suite import Resources, plan
+from benchmarks.training import Progress
 from benchmarks.workspace import Workspace
 from tests.harness import ROOT, tiny_suite
 
@@ -38,6 +43,16 @@ class Elsewhere:
     def run(self, jobs: Sequence[Job], workspace: Workspace, observer: Observer) -> None:
         for job in jobs:
             observer.ended(job, Outcome("done"))
+
+
+def test_a_line_counts_jobs_that_have_ended_not_those_at_their_last_step(tmp_path):
+    said = io.StringIO()
+    first, second = jobs_of(plan(tiny_suite(methods=["uniform-lsq"])))
+    view = View(Console(file=said, width=200), [first, second], {}, Records(tmp_path))
+    view.progress(second, [Progress("finetune", 9, 9, {})])
+    view.ended(first, Outcome("done"))
+    view.ended(second, Outcome("done"))
+    assert [line.split()[0] for line in said.getvalue().splitlines()] == ["[1/2]", "[2/2]"]
 
 
 def test_a_job_without_a_result_is_lost_whatever_its_engine_says(tmp_path, monkeypatch):
