@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.messages import SuiteError
+
+SENT_FROM = "MPBENCH_SENT_FROM"
+"""Set where code runs that was sent without its history: `source_state` of the checkout that it is from, as JSON."""
 
 PACKAGES = ("torch", "torchvision", "ray", "mlflow", "numpy", "scikit-learn", "scipy", "pandas")
 
@@ -94,7 +98,13 @@ def device_name(device: str) -> str:
 
 @cache
 def source_state() -> dict[str, Any]:
-    """The commit of the code, and whether files differ from it; nulls outside a git checkout."""
+    """The commit of the code, and whether files differ from it; nulls outside a git checkout.
+
+    Code that was sent here from a checkout is in the state that its sender found.
+    """
+    if sent := os.environ.get(SENT_FROM):
+        state: dict[str, Any] = json.loads(sent)
+        return state
     root = Path(__file__).parent.parent
 
     def git(*args: str) -> str | None:

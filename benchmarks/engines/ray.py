@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -24,6 +25,11 @@ os.environ.update(
         "RAY_AIR_NEW_OUTPUT": "0",
     }
 )
+# `ray start` asks for the user's token once there is one, as after any run here; who joins must say that he has it.
+if any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or (
+    Path.home().joinpath(".ray", "auth_token").exists()
+):
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
 ROOT = Path(__file__).resolve().parents[2]
 
 import ray  # noqa: E402
@@ -33,7 +39,7 @@ from ray.train.torch import TorchConfig, TorchTrainer  # noqa: E402
 from ray.tune.integration.ray_train import TuneReportCallback  # noqa: E402
 
 from benchmarks.engines import EngineError, Job, Observer, Outcome, execute, work  # noqa: E402
-from benchmarks.environment import require_compiler  # noqa: E402
+from benchmarks.environment import SENT_FROM, require_compiler, source_state  # noqa: E402
 from benchmarks.ranks import PATIENCE, Ranks, backend_for  # noqa: E402
 from benchmarks.stopping import StoppedError, asked, heeded, watch  # noqa: E402
 from benchmarks.suite import Resources  # noqa: E402
@@ -127,14 +133,18 @@ def _connect(address: str | None, workspace: Workspace) -> None:
     if address is None:
         options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     else:
-        options |= {"runtime_env": {"working_dir": str(ROOT), "excludes": _staying(workspace)}}
+        sent = {SENT_FROM: json.dumps(source_state())}
+        options |= {
+            "runtime_env": {"working_dir": str(ROOT), "excludes": _staying(workspace), "env_vars": sent},
+        }
     try:
         if address and ":" in address:
             _knock(address)
         ray.init(address=address or "local", **options)
     except (OSError, ValueError, RuntimeError) as error:
         where = f"the Ray cluster at {address}" if address else "Ray on this machine"
-        raise EngineError(f"cannot start or reach {where}: {error}; check --address, or use --engine local") from error
+        advice = "check --address and that ~/.ray/auth_token is the cluster's, or " if address else ""
+        raise EngineError(f"cannot start or reach {where}: {error}; {advice}use --engine local") from error
 
 
 def _staying(workspace: Workspace) -> list[str]:

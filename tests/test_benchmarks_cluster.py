@@ -1,0 +1,83 @@
+"""A Ray cluster that others started, joined by its address: one node, on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from benchmarks import environment
+from benchmarks.environment import SENT_FROM, source_state
+from benchmarks.record import Records
+from tests.harness import ROOT, comparable, copy_float_starts, finished, run_with_ray, start
+
+DEADLINE_SECONDS = 600.0
+
+
+def answers(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture
+def cluster() -> Iterator[str]:
+    """The address of a cluster with two cores, which ends with the test."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address: tuple[str, int] = server.getsockname()
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # sockets in it may not have long names
+    options = ["--head", "--block", "--num-cpus=2", "--include-dashboard=false"]
+    options += [f"--port={address[1]}", f"--temp-dir={folder}", "--object-store-memory=100000000"]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options]
+    with (folder / "said").open("w") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
+    try:
+        until = time.monotonic() + DEADLINE_SECONDS
+        while not answers(address):
+            assert process.poll() is None, (folder / "said").read_text()
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        yield f"{address[0]}:{address[1]}"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.complete
+def test_a_cluster_is_joined_by_its_address_and_sent_the_code(tmp_path, cluster):
+    out = copy_float_starts(tmp_path)
+    process = start(run_with_ray, finished().suite, out, "--methods", "uniform-lsq,metamix", "--address", cluster)
+    process.join(DEADLINE_SECONDS)
+    assert process.exitcode == 0, (tmp_path / "log").read_text()
+    reference = comparable(finished().out / "tiny" / "records")
+    names = ("uniform-lsq 0", "metamix 0")
+    assert comparable(out / "tiny" / "records") == {name: reference[name] for name in names}
+    commits = {record.observed["environment"]["commit"] for record in Records(out / "tiny" / "records")}
+    head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert commits == {head.stdout.strip()}
+
+
+def test_sent_code_is_in_the_state_that_its_sender_found(monkeypatch):
+    sent = {"commit": "abc", "dirty": False}
+    monkeypatch.setenv(SENT_FROM, json.dumps(sent))
+    environment.source_state.cache_clear()
+    try:
+        assert source_state() == sent
+    finally:
+        monkeypatch.delenv(SENT_FROM)
+        environment.source_state.cache_clear()
