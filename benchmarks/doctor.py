@@ -169,15 +169,15 @@ def _plan(suite: Suite) -> Iterator[Finding]:
 
 def _weights(suite: Suite, data: Path | None, folder: Path | None) -> Iterator[Finding]:
     """torchvision's files for networks that start from published weights, and for the teacher."""
-    from benchmarks.models import published_weights, require_weights, weights_file
-
     try:
-        starts = plan(_fitted(suite, data)).starts
+        starts = [start for start in plan(_fitted(suite, data)).starts if start.pretraining is None]
     except SuiteError:
         return  # said already
+    if not starts:
+        return
+    from benchmarks.models import published_weights, require_weights, weights_file  # two seconds of torchvision
+
     for start in starts:
-        if start.pretraining is not None:
-            continue
         what = f"weights of {start.model.name} {start.model.weights}"
         try:
             require_weights(start.model, start.data)
