@@ -149,8 +149,10 @@ class Records:
         write_text_atomic(self.folder / DISPUTED / f"{record.id}-{record.checksum[:8]}.json", record.to_json())
 
     def disputed(self) -> Iterator[Record]:
-        """Other results of trials that have one. Raises RecordError for damaged files."""
-        return (read_record(path) for path in sorted((self.folder / DISPUTED).glob("*.json")))
+        """Whole records that `dispute` has kept."""
+        for path in sorted((self.folder / DISPUTED).glob("*.json")):
+            with suppress(RecordError):
+                yield read_record(path)
 
     def __iter__(self) -> Iterator[Record]:
         return (read_record(path) for path in sorted(self.folder.glob("*.json")))

@@ -206,10 +206,12 @@ def gather(plan: Plan, records: RecordSource) -> Comparison:
         ]
         warnings += said
     warnings += [*provenance_warnings(found), *_result_warnings(outcomes)]
-    ids = {trial.id for trial, _ in found}
-    disputed = tuple(record for record in records.disputed() if record.id in ids)
+    counted = {record.id: record.checksum for _, record in found}
+    disputed = tuple(other for other in records.disputed() if counted.get(other.id, other.checksum) != other.checksum)
     if disputed:
-        warnings.append(f"{count(len(disputed), 'result')} of other machines differ from those counted here")
+        warnings.append(
+            f"trials here have two results: {count(len(disputed), 'other one', 'other ones')} shown, not used"
+        )
     return Comparison(plan, _cells(plan, outcomes), tuple(warnings), disputed)
 
 

@@ -131,7 +131,7 @@ def test_two_results_are_kept_apart_and_shown_with_their_environments(tmp_path):
     joined(tmp_path, tmp_path / "b")
     assert len(list(records.disputed())) == 2
     report = build_report(PLAN, records, tmp_path / "report")
-    assert "2 results of other machines differ from those counted here" in report.warnings
+    assert "trials here have two results: 2 other ones shown, not used" in report.warnings
     for name in ("index.html", "report.md"):
         shown_there = (tmp_path / "report" / name).read_text()
         assert "Two results of one trial" in shown_there
@@ -140,6 +140,13 @@ def test_two_results_are_kept_apart_and_shown_with_their_environments(tmp_path):
     assert [row.cells[1] for row in rows] == ["test accuracy", "processor"] * 2
     assert rows[0].cells[2] == f"{100 * conflict.first.result['metrics']['test_accuracy']:.2f} %"
     assert rows[0].cells[3] == "50.00 %"
+    # The other made to count, and one file damaged: nothing is shown that is not there any more.
+    first, second = sorted((records.folder / "disputed").glob("*.json"))
+    records.put(conflict.second)
+    assert len(gather(PLAN, records).disputed) == 1
+    for path in (first, second):
+        path.write_text("{")
+    assert gather(PLAN, records).disputed == ()
 
 
 def refused(tmp_path, change, message):
