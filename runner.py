@@ -497,10 +497,11 @@ def doctor(
     from benchmarks.doctor import examine
 
     chosen = load_suite(suite, dict(assignment(text) for text in overrides))
-    findings = examine(chosen, data, out, weights, bad_images)
-    for finding in findings:
+    well = True
+    for finding in examine(chosen, data, out, weights, bad_images):
         console.print(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.what}", markup=False)
-    if not all(finding.ok for finding in findings):
+        well &= finding.ok
+    if not well:
         raise typer.Exit(FAILED)
     say_next(context)
 

@@ -41,22 +41,23 @@ class Finding(NamedTuple):
 
 def examine(
     suite: Suite, data: Path | None, out: Path, weights: Path | None = None, allow_bad_images: int = 0
-) -> list[Finding]:
-    """What a suite needs, looked at in a few seconds; nothing is written or fetched."""
+) -> Iterator[Finding]:
+    """What a suite needs, looked at in a few seconds, what takes longest last; nothing is written or fetched."""
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "Python and packages": _packages,
         "the output folder": partial(_space, out),
         "shared memory": partial(_shared_memory, suite),
         "the machine's limits": _limits,
-        "data": partial(_data, suite, data, allow_bad_images),
-        "the plan": partial(_plan, suite),
-        "weights": partial(_weights, suite, data, weights),
         "cores": partial(_cores, suite),
+        "the plan": partial(_plan, suite),
+        "data": partial(_data, suite, data, allow_bad_images),
         "GPUs": partial(_gpus, suite),
         "quantizers": partial(_quantizers, suite),
         "a compiler": partial(_compiler, suite),
+        "weights": partial(_weights, suite, data, weights),
     }
-    return [finding for what, check in checks.items() for finding in _found(what, check)]
+    for what, check in checks.items():
+        yield from _found(what, check)
 
 
 def _found(what: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:

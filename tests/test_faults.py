@@ -11,15 +11,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from benchmarks.checkpoint import previous
 from benchmarks.engines import Job, Outcome, jobs_of, run_jobs
 from benchmarks.engines.local import LocalEngine
+from benchmarks.progress import View
 from benchmarks.record import Records
 from benchmarks.suite import load_suite, plan
 from benchmarks.training import Loop, WeightTraining
@@ -284,18 +287,38 @@ def test_ray_s_ranks_are_those_of_this_machine_also_when_one_is_killed(tmp_path)
     assert not list((out / "tiny" / "ray").rglob("*.json"))
 
 
+def run_with_ray_unsaved(suite: Path, out: Path) -> None:
+    """Trials here save themselves when they are asked to, and only then; a file by their id says that they train."""
+
+    def note(_view: View, job: Job, _progress: Sequence[Any]) -> None:
+        (out.parent / job.key).touch()
+
+    unsaved = partial(Workspace, checkpoint_seconds=1e9)
+    with mock.patch("benchmarks.session.Workspace", unsaved), mock.patch.object(View, "progress", note):
+        run_with_ray(suite, out)
+
+
 @pytest.mark.complete
-def test_sigterm_has_ray_s_trials_save_themselves(tmp_path):
-    suite = write_suite(tmp_path, methods=["uniform-lsq"], compute={"epochs": 100, "search_share": 0.9})
-    process = start(run_with_ray, suite, tmp_path / "out")
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sigterm_has_ray_s_trials_save_themselves(tmp_path, ranks):
+    shared = {"optimizer": {"name": "adam", "lr": 0.001}, "batch_size": 8, "micro_batch": 4}
+    suite = write_suite(
+        tmp_path,
+        methods=["uniform-lsq"],
+        recipe=shared,
+        pretraining={"epochs": 1, "recipe": {**shared, "batch_size": 64, "micro_batch": 32}},
+        compute={"epochs": 100, "search_share": 0.9},
+        resources={"workers_per_trial": ranks},
+    )
+    process = start(run_with_ray_unsaved, suite, tmp_path / "out")
     (trial,) = plan(load_suite(str(suite))).trials
     checkpoint = Workspace(tmp_path / "out", "tiny").checkpoint(trial.id)
-    wait_for(process, checkpoint.exists)
-    begun = time.time()
+    wait_for(process, (tmp_path / trial.id).exists)
+    assert not checkpoint.exists()
     os.kill(process.pid or 0, signal.SIGTERM)
     process.join(60)
     assert process.exitcode == 130, (tmp_path / "log").read_text()
-    assert checkpoint.stat().st_mtime >= begun
+    assert checkpoint.exists()
     assert "run the same command again" in (tmp_path / "log").read_text()
 
 
