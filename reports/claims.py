@@ -144,8 +144,8 @@ def _judge(comparison: Comparison, claim: Claim) -> Verdict:
             claim, "not run", f"not comparable: BOPs counted under {claim.convention}, ceilings under {OURS}"
         )
     found = _measured(comparison, claim)
-    if isinstance(found, str):
-        return Verdict(claim, "not run", found)
+    if isinstance(found, tuple):
+        return Verdict(claim, *found)
     values = list(found.values())
     mean, wanted = sum(values) / len(values), claim.top1 / 100
     if claim.tolerance is not None:
@@ -161,21 +161,24 @@ def _judge(comparison: Comparison, claim: Claim) -> Verdict:
     return Verdict(claim, status, why, mean, len(values), expected)
 
 
-def _measured(comparison: Comparison, claim: Claim) -> Mapping[int, float] | str:
-    """Seed -> accuracy of the cell that the claim names, or why there is none."""
+def _measured(comparison: Comparison, claim: Claim) -> Mapping[int, float] | tuple[Status, str]:
+    """Seed -> accuracy of the cell that the claim names, or the verdict where there is none, and why."""
     if claim.row == FLOAT_START:
-        return comparison.start_accuracies(claim.network) or "no trial of this network is there yet"
+        return comparison.start_accuracies(claim.network) or ("not run", "no trial of this network is there yet")
     cells = [c for c in comparison.of(claim.network) if c.row == claim.row and claim.ceiling in ("", c.ceiling)]
     if len(cells) != 1:
-        return f"{len(cells) or 'no'} cells are called {claim.row} at {claim.ceiling or 'any ceiling'}"
-    if not cells[0].complete:
-        return f"{len(cells[0].ok)} of {len(cells[0].outcomes)} runs are there"
-    return cells[0].accuracies
+        return "not run", f"{len(cells) or 'no'} cells are called {claim.row} at {claim.ceiling or 'any ceiling'}"
+    cell = cells[0]
+    if not cell.judged:
+        return "not run", f"{len(cell.ok)} of {len(cell.outcomes)} runs are there"
+    if cell.worst:
+        return "not reproduced", f"{cell.worst} of {len(cell.outcomes)} runs failed or are over the ceiling"
+    return cell.accuracies
 
 
 def wider(predicted: Interval, mean: float, images: int) -> Interval:
-    """The prediction interval; where all runs are alike, what two samples of the test images would differ by."""
-    return wilson_interval(mean, images, TWO_SAMPLES) if predicted.width < NO_SPREAD else predicted
+    """The prediction interval within 0..1; where all runs are alike, how far two samples of test images lie apart."""
+    return wilson_interval(mean, images, TWO_SAMPLES) if predicted.width < NO_SPREAD else predicted.of_shares()
 
 
 def _images(comparison: Comparison, claim: Claim) -> int:

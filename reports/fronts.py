@@ -14,7 +14,7 @@ from methods.quantization.cost import uniform_bits
 from reports.comparison import Cell, Comparison
 from reports.display import NOTHING, gbops, interval, paired, percent
 from reports.pareto import COST_TOLERANCE, Point, hypervolume
-from reports.statistics import Interval, Mean, mean_interval, paired_difference
+from reports.statistics import Mean, mean_interval, paired_difference
 from reports.tables import Row, Table
 
 READING = (
@@ -146,8 +146,7 @@ def _ceilings(comparison: Comparison, model: str) -> dict[str, int]:
 
 def _spread(mean: Mean) -> str:
     """A share with its interval, which failed seeds may stretch, within 0..1."""
-    bounds = mean.interval and Interval(max(0.0, mean.interval.low), min(1.0, mean.interval.high))
-    return percent(mean.value) + interval(bounds)
+    return percent(mean.value) + interval(mean.of_shares().interval)
 
 
 def _at(curve: Curve, bops: float | None) -> str:

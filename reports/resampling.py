@@ -107,7 +107,7 @@ def improvement_interval(ours: Scores, theirs: Scores, confidence: float = CONFI
     found = _jackknife(sides, share, confidence)
     if found is None or found.width < NO_SPREAD:
         return None
-    return Interval(max(0.0, found.low), min(1.0, found.high))
+    return found.of_shares()
 
 
 def _jackknife(scores: Scores, statistic: Callable[[Scores], float], confidence: float) -> Interval | None:

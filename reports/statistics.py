@@ -31,6 +31,14 @@ class Interval:
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high
 
+    def of_shares(self) -> Interval:
+        """The part of it between 0 and 1, where accuracies are.
+
+        >>> Interval(0.9, 1.1).of_shares()
+        Interval(low=0.9, high=1.0)
+        """
+        return Interval(*(min(1.0, max(0.0, end)) for end in (self.low, self.high)))
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -44,6 +52,10 @@ class Mean:
     def degenerate(self) -> bool:
         """Whether all values were equal, so that the interval says nothing about spread."""
         return self.interval is not None and self.interval.width < NO_SPREAD
+
+    def of_shares(self) -> Mean:
+        """The same with its interval's part between 0 and 1."""
+        return Mean(self.value, self.n, self.interval and self.interval.of_shares())
 
 
 def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Mean:

@@ -63,7 +63,7 @@ def summarise(comparison: Comparison) -> tuple[Summary, ...]:
 def _summary(comparison: Comparison, cell: Cell) -> Summary:
     baseline = comparison.baseline(cell.model, cell.ceiling)
     control = comparison.float_control(cell.model)
-    accuracy = mean_interval(list(cell.accuracies.values())) if cell.ok else None
+    accuracy = mean_interval(list(cell.accuracies.values())).of_shares() if cell.ok else None
     images = int(cell.ok[0].metrics["test_images"]) if cell.ok else None
     to_uniform = _difference(cell, baseline)
     return Summary(

@@ -61,9 +61,9 @@ NUMERIC = frozenset(name for name in HEADER if name in ("n", "GBOPs", "Test accu
 _DELTA = HEADER.index("Δ uniform LSQ, points")
 
 READING = (
-    "Test accuracy: the mean over seeds with its 95 % t-interval, which is about training again from other seeds, "
-    "then ± one standard error from drawing the test images, which all seeds share (Wilson, z = 1). Δ are means "
-    "of differences paired by seed with their 95 % t-interval; nothing is called a difference below three pairs. "
+    "Test accuracy: the mean over seeds with its 95 % t-interval within 0 to 100, which is about training again from "
+    "other seeds, then ± one standard error from drawing the test images, which all seeds share (Wilson, z = 1). Δ are "
+    "means of differences paired by seed with their 95 % t-interval; nothing is called a difference below three pairs. "
     "n counts seeds; where not every trial is ok it says how many are."
 )
 
@@ -108,7 +108,7 @@ def _start_row(comparison: Comparison, model: str) -> list[Row]:
     starts = list(comparison.start_accuracies(model).values())
     if not starts:
         return []
-    mean = mean_interval(starts)
+    mean = mean_interval(starts).of_shares()
     seeds = unbroken(count(mean.n, "seed"))
     images = next(int(o.metrics["test_images"]) for o in comparison.outcomes if o.ok and o.trial.model == model)
     spread = interval(mean.interval) if mean.interval else f" ± {percent(sampling_error(mean.value, images))}"

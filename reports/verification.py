@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from benchmarks.suite import Plan, Trial
 from reports.claims import FAILED, Status, Verdict, wider
 from reports.comparison import RecordSource
 from reports.display import percent
-from reports.statistics import TWO_SAMPLES, Interval, prediction_interval, wilson_interval
+from reports.statistics import Interval, prediction_interval
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -32,6 +32,8 @@ SAME = (
 )
 """Parts of the environment that must be alike for results to be alike to the bit."""
 
+TO_THE_BIT = "to the bit"
+
 
 @dataclass(frozen=True)
 class Check:
@@ -45,11 +47,20 @@ class Check:
     expected: Interval | None = None
 
 
-def checked(plan: Plan, records: RecordSource, reference: Records) -> list[Check]:
-    """A check of every trial that has a reference record. Raises RecordError for a damaged reference."""
+def checked(plan: Plan, records: RecordSource, reference: Records, shipped: Path = REFERENCE) -> list[Check]:
+    """A check of every trial that has a reference record. Raises RecordError for a damaged reference.
+
+    Where another run of a trial should lie is told by the reference's runs of it from all seeds, whether or not the
+    plan has them, and by those of the suites in `shipped`, where the same trials are part of a larger suite.
+    """
     references = {trial.id: record for trial in plan.trials if (record := reference.get(trial.id))}
+    if not references:
+        return []
+    runs = _runs(
+        [*reference, *(record for folder in sorted(shipped.iterdir()) for record in Records(folder).others(()))]
+    )
     return [
-        _check(trial, _readable(trial, records), references[trial.id], _accuracies(trial, plan, references))
+        _check(trial, _readable(trial, records), references[trial.id], runs[_but_seed(references[trial.id])])
         for trial in plan.trials
         if trial.id in references
     ]
@@ -62,12 +73,19 @@ def _readable(trial: Trial, records: RecordSource) -> Record | str | None:
         return str(error)
 
 
-def _accuracies(trial: Trial, plan: Plan, references: dict[str, Record]) -> list[float]:
-    """Of the reference's ok runs of the trial's cell."""
-    own = (trial.model, trial.ceiling, trial.row, trial.spec.draw)  # other draws of a seed are no other runs
-    cell = [other for other in plan.trials if (other.model, other.ceiling, other.row, other.spec.draw) == own]
-    found = [references[other.id] for other in cell if other.id in references]
-    return [_accuracy(record) for record in found if record.status == "ok"]
+def _runs(records: Iterable[Record]) -> dict[str, list[float]]:
+    """Specification but for the seed -> accuracies of the ok runs of it; of each trial the first record counts."""
+    first = {record.id: record for record in reversed(list(records))}
+    found: dict[str, list[float]] = defaultdict(list)
+    for record in first.values():
+        if record.status == "ok":
+            found[_but_seed(record)].append(_accuracy(record))
+    return found
+
+
+def _but_seed(record: Record) -> str:
+    """What runs of one cell share; other draws of a seed are no other runs."""
+    return canonical_json({key: value for key, value in record.spec.items() if key != "seed"})
 
 
 def _check(trial: Trial, ours: Record | str | None, theirs: Record, cell: Sequence[float]) -> Check:
@@ -83,10 +101,14 @@ def _check(trial: Trial, ours: Record | str | None, theirs: Record, cell: Sequen
     differing = _differing(ours, theirs)
     if not differing and on_cpu(ours):
         alike = canonical_json(ours.result) == canonical_json(theirs.result)
-        why = "to the bit" if alike else f"not to the bit, in the same environment: {', '.join(_parts(ours, theirs))}"
+        why = TO_THE_BIT if alike else f"not to the bit, in the same environment: {', '.join(_parts(ours, theirs))}"
         return Check(trial, "reproduced" if alike else "not reproduced", why, *values)
-    expected, how = _expected(theirs, cell)
-    why = f"{how}; other {', '.join(differing)}" if differing else f"{how}; only CPUs repeat themselves to the bit"
+    other = f"other {', '.join(differing)}" if differing else "only CPUs repeat themselves to the bit"
+    predicted = prediction_interval(cell)
+    if predicted is None:
+        return Check(trial, "not run", f"{other}, and one reference run gives no prediction interval", *values)
+    expected = wider(predicted, values[1], int(theirs.result["metrics"]["test_images"]))
+    why = f"prediction interval of {len(cell)} reference runs; {other}"
     if values[0] in expected:
         return Check(trial, "reproduced", why, *values, expected)
     status: Status = "suspiciously better" if values[0] > expected.high else "not reproduced"
@@ -112,15 +134,6 @@ def _json(value: Any) -> str:
     return canonical_json(value)
 
 
-def _expected(theirs: Record, cell: Sequence[float]) -> tuple[Interval, str]:
-    """Where another run of this cell should lie; of a single run, by the sampling of the test images alone."""
-    predicted, images = prediction_interval(cell), int(theirs.result["metrics"]["test_images"])
-    if predicted is not None:
-        found = wider(predicted, _accuracy(theirs), images)
-        return found, f"prediction interval of {len(cell)} reference runs"
-    return wilson_interval(_accuracy(theirs), images, TWO_SAMPLES), "two samples of test images, one reference run"
-
-
 def _accuracy(record: Record) -> float:
     return float(record.result["metrics"]["test_accuracy"])
 
@@ -139,7 +152,12 @@ def lines(checks: Sequence[Check], verdicts: Sequence[Verdict]) -> Iterable[str]
         measured = "" if verdict.measured is None else f", measured {percent(verdict.measured)} %"
         claim = verdict.claim
         yield f"{verdict.status}: claim {claim.id}: {claim.top1:.2f} %{measured} {verdict.why}".rstrip()
-    yield f"reference records: {_counted([check.status for check in checks])}"
+    bits = sum(check.why == TO_THE_BIT for check in checks)
+    yield f"reference records: {_counted([check.status for check in checks])}" + (
+        f" ({bits} to the bit)" if bits else ""
+    )
+    if unheld := [check for check in checks if check.status == "not run" and check.ours is not None]:
+        yield f"of them there, but held against nothing: {len(unheld)} ({unheld[0].why})"
     yield f"published claims: {_counted([verdict.status for verdict in verdicts])}"
 
 

@@ -60,6 +60,14 @@ def test_what_cannot_be_judged_is_not_run(tmp_path):
     holed = compared(tmp_path, leave_out=lambda trial: trial.row == "hawq" and trial.spec.seed == 2)
     (verdict,) = judged(holed, [claim(61)])
     assert (verdict.status, verdict.why) == ("not run", "2 of 3 runs are there")
+
+    def failing(trial, result, observed):
+        accuracies(trial, result, observed)
+        if trial.row == "hawq" and trial.spec.seed == 2:
+            fail(result, observed)
+
+    (verdict,) = judged(compared(tmp_path / "failed", failing), [claim(61)])
+    assert (verdict.status, verdict.why) == ("not reproduced", "1 of 3 runs failed or are over the ceiling")
     (verdict,) = judged(compared(tmp_path / "all"), [claim(61, row="metamix")])
     assert (verdict.status, verdict.why) == ("not run", "no cells are called metamix at any ceiling")
     assert judged(holed, [claim(61, suite="other"), claim(61, network="resnet18"), claim(61, suite=None, row="")]) == []
@@ -223,21 +231,54 @@ def test_only_cpus_are_held_to_the_bit(tmp_path):
     assert all("only CPUs" in check.why for check in found)
 
 
-def test_one_reference_run_is_held_to_the_sampling_of_test_images(tmp_path):
+def elsewhere(shift):
+    """60 % and some more at the first seed, with another torch."""
+
+    def change(trial, result, observed):
+        accuracies(trial, result, observed)
+        result["metrics"]["test_accuracy"] += shift
+        observed["environment"]["torch"] = "9.9"
+
+    return change
+
+
+def test_one_reference_run_alone_says_nothing_of_other_environments(tmp_path):
     plan = make_plan(make_suite(METHODS))
-
-    def elsewhere(shift):
-        def change(_trial, result, observed):
-            observed["environment"]["torch"] = "9.9"
-            result["metrics"]["test_accuracy"] = 0.6 + shift
-
-        return change
-
-    # 360 images at 60 %: one standard error is 2.58 points, of a difference of two 3.65, times 1.96 is 7.16.
     theirs = reference(tmp_path, plan)
-    for shift, expected in ((0.065, "reproduced"), (0.08, "suspiciously better"), (-0.08, "not reproduced")):
-        ours = write_records(plan, tmp_path / "ours", elsewhere(shift))
-        assert {check.status for check in checked(plan, ours, theirs)} == {expected}
+    found = checked(plan, write_records(plan, tmp_path / "ours", elsewhere(0.0)), theirs)
+    assert {check.status for check in found} == {"not run"}
+    said = list(lines(found, []))
+    assert said[-3:-1] == [
+        "reference records: 3 not run",
+        "of them there, but held against nothing: 3 (other torch, and one reference run gives no prediction interval)",
+    ]
+
+
+@pytest.mark.parametrize("where", ["beside it", "in a larger suite's"])
+def test_the_expected_interval_hangs_on_all_reference_runs_whichever_are_asked_for(tmp_path, where):
+    """Seed 0's reference is 60 %, of all three the mean is 61 %: without the other two nothing could be expected."""
+    one, all_three = make_plan(make_suite(METHODS)), make_plan(make_suite(METHODS, seeds=SEEDS))
+    shipped = tmp_path / "shipped"
+    larger = write_records(all_three, shipped / "larger", accuracies)
+    theirs = larger if where == "beside it" else write_records(one, shipped / "own", accuracies)
+    for points, expected in ((HALF - 0.01, "reproduced"), (HALF + 0.01, "suspiciously better")):
+        ours = write_records(one, tmp_path / "ours", elsewhere(0.01 + points / 100))
+        found = checked(one, ours, theirs, shipped)
+        assert {check.status for check in found} == {expected}
+        assert {check.why for check in found} == {"prediction interval of 3 reference runs; other torch"}
+
+
+def test_an_expected_interval_ends_at_one_hundred_percent(tmp_path):
+    """Of 97, 98 and 99 % the prediction interval would end at 103 %."""
+
+    def near_all(trial, result, observed):
+        accuracies(trial, result, observed)
+        result["metrics"]["test_accuracy"] += 0.37
+
+    expected = both(tmp_path, elsewhere(0.37), near_all)[0].expected
+    assert expected is not None
+    assert expected.high == 1.0
+    assert expected.low == pytest.approx(0.98 - HALF / 100)
 
 
 def test_failures_and_missing_records_are_told_apart(tmp_path):
@@ -253,7 +294,7 @@ def test_failures_and_missing_records_are_told_apart(tmp_path):
     assert found["uniform-lsq"].status == "reproduced"
     said = list(lines(list(found.values()), []))
     assert said[0].startswith("not reproduced: mobilenet_v2 · hawq")
-    assert said[1] == "reference records: 1 not reproduced, 1 not run, 1 reproduced"
+    assert said[1] == "reference records: 1 not reproduced, 1 not run, 1 reproduced (1 to the bit)"
     both_fail = checked(plan, ours, Records(ours.folder))
     assert {check.status for check in both_fail if check.trial.row == "hawq"} == {"reproduced"}
 
