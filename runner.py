@@ -138,8 +138,9 @@ def _report(session: Session, *, always: bool = False) -> None:
 
     records = session.workspace.records
     found = {trial.id: record.checksum for trial in session.plan.trials if (record := records.get(trial.id))}
+    shown = {"records": found, "disputed": sorted(record.checksum for record in records.disputed())}
     suite = session.suite.model_dump(mode="json")
-    stamp = digest({"suite": suite, "trials": [trial.id for trial in session.plan.trials], "records": found})
+    stamp = digest({"suite": suite, "trials": [trial.id for trial in session.plan.trials], **shown})
     stamp_file = session.workspace.report / ".stamp"
     if not always and stamp_file.exists() and stamp_file.read_text(encoding="utf-8") == stamp:
         return

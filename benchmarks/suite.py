@@ -99,7 +99,8 @@ class Suite(Config):
     """A comparison: methods x models x ceilings x seeds (x draws) under one recipe, space and compute grant.
 
     pairs: rows that the report sets against each other over all networks and ceilings, first minus second; without
-    any, every row against uniform LSQ and every search against random policies.
+    any, every row against uniform LSQ and every search against random policies. cut_pairs: how many more a larger suite
+    has, from which this one was cut: a correction for their number counts them all the same.
     """
 
     suite: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
@@ -113,6 +114,7 @@ class Suite(Config):
     ceilings: tuple[Ceiling, ...] = Field(min_length=1)
     methods: tuple[MethodEntry, ...] = Field(min_length=1)
     pairs: tuple[tuple[str, str], ...] = ()
+    cut_pairs: int = Field(0, ge=0)
     seeds: tuple[int, ...] = Field(min_length=1)
     quantizer: QuantizerSpec = QuantizerSpec()
     recipe: Recipe
@@ -168,6 +170,20 @@ class Suite(Config):
             if isinstance(ceiling, dict) and (missing := {m.name for m in self.models} - set(ceiling)):
                 raise ValueError(f"ceiling {ceiling} gives no BOPs for {', '.join(sorted(missing))}")
         return self
+
+    @property
+    def contrasts(self) -> tuple[tuple[str, str], ...]:
+        """The pairs of rows to be judged, as `pairs` says."""
+        return self.pairs if self.pairs or self.cut_pairs else tuple(_usual_pairs(self.methods))
+
+
+def _usual_pairs(entries: Sequence[MethodEntry]) -> Iterator[tuple[str, str]]:
+    quantized = [entry for entry in entries if load_method(entry.name).quantizes]
+    for method in ("uniform-lsq", "random"):
+        reference = next((entry for entry in quantized if entry.name == method), None)
+        for entry in quantized:
+            if reference and entry != reference and (method == "uniform-lsq" or load_method(entry.name).searches):
+                yield entry.row, reference.row
 
 
 @dataclass(frozen=True)
@@ -366,24 +382,26 @@ def build(kind: type[Suite], data: Any, where: str) -> Suite:
 
 
 def select(suite: Suite, *, methods: Sequence[str], models: Sequence[str], seeds: Sequence[int]) -> Suite:
-    """The suite cut down to some rows, models or seeds; empty sequences keep all."""
+    """The suite cut down to some rows, models or seeds; empty sequences keep all.
+
+    Pairs of rows are judged as among all pairs of the whole suite: choosing rows makes no difference significant.
+    """
     rows = [entry.row for entry in suite.methods]
     for wanted in methods:
         if wanted not in rows and wanted not in known_methods():
             raise SuiteError(unknown("method", wanted, sorted({*rows, *known_methods()})))
     entries = [entry for entry in suite.methods if not methods or entry.row in methods]
-    entries += [MethodEntry(name=name) for name in methods if name not in rows]
+    added = [MethodEntry(name=name) for name in methods if name not in rows]
     names = [model.name for model in suite.models]
     for wanted in models:
         if wanted not in names:
             raise SuiteError(unknown("model", wanted, names))
     kept = [model for model in suite.models if not models or model.name in models]
-    there = {entry.row for entry in entries}
-    return suite.model_copy(
-        update={
-            "methods": tuple(entries),
-            "pairs": tuple(pair for pair in suite.pairs if there.issuperset(pair)),
-            "models": tuple(kept),
-            "seeds": tuple(seeds) or suite.seeds,
-        }
-    )
+    chosen = suite.model_copy(update={"models": tuple(kept), "seeds": tuple(seeds) or suite.seeds})
+    if not methods:
+        return chosen
+    there, new = {entry.row for entry in (*entries, *added)}, {entry.row for entry in added}
+    pairs = [*suite.contrasts, *(pair for pair in _usual_pairs((*suite.methods, *added)) if not new.isdisjoint(pair))]
+    left = [pair for pair in pairs if there.issuperset(pair)]
+    cut = suite.cut_pairs + len(pairs) - len(left)
+    return chosen.model_copy(update={"methods": (*entries, *added), "pairs": tuple(left), "cut_pairs": cut})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,7 +34,8 @@ READING = (
     "averaged, then the seeds, all of them, with their 95 % t-interval; with fewer than four cells nothing is left "
     "out, and it is called the mean. Pairs: a block is one network and seed; its difference is the mean over "
     "ceilings, given with the 95 % t-interval over blocks. p: exact sign flips, one sign per block, two-sided, none "
-    f"below {ENOUGH_SEEDS} seeds or {FEWEST_BLOCKS} blocks; adjusted by Holm for all pairs of the table. P(better): "
+    f"below {ENOUGH_SEEDS} seeds or {FEWEST_BLOCKS} blocks; adjusted by Holm for all pairs that the suite has, whether "
+    "or not they have a p or were chosen for this report. P(better): "
     "the chance that a run of the first row scores above one of the second under the same ceiling, ties half, with "
     "its jackknife interval; no interval for rows that are wholly apart, and neither number of a single seed."
 )
@@ -79,7 +80,10 @@ class RowScores:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows set against each other. difference: over blocks; p, adjusted: None where nothing may be said."""
+    """Two rows set against each other. difference: over blocks; p, adjusted: None where nothing may be said.
+
+    family: how many pairs Holm's correction is for.
+    """
 
     ours: str
     theirs: str
@@ -89,13 +93,13 @@ class Pair:
     better: float | None = None
     better_interval: Interval | None = None
     seeds: int = 0
-    judged: int = 1
+    family: int = 1
     absent: str = ""
 
     @property
     def showable(self) -> bool:
-        """Whether Holm lets the smallest p there can be through, 2 / 2^blocks times the number of pairs judged."""
-        return self.difference is not None and self.judged * 2.0 ** (1 - self.difference.n) <= LEVEL
+        """Whether Holm lets the smallest p there can be through, 2 / 2^blocks times the number of pairs."""
+        return self.difference is not None and self.family * 2.0 ** (1 - self.difference.n) <= LEVEL
 
     @property
     def verdict(self) -> str:
@@ -136,7 +140,10 @@ def _of_row(row: str, comparison: Comparison, controls: Mapping[str, Cell]) -> R
         seeds = sorted({outcome.trial.spec.seed for cell in cells if cell.model == model for outcome in cell.outcomes})
         if lacking := [seed for seed in seeds if seed not in control.accuracies]:
             return RowScores(row, {}, len(states), 0, f"float controls of {count(len(lacking), 'seed')} not there")
-        columns = [[_accuracy(cell, seed) for seed in seeds] for cell in cells if cell.model == model]
+        own = [cell for cell in cells if cell.model == model]
+        if any(set(cell.accuracies) != set(cell.paired_with(control)) for cell in own):
+            return RowScores(row, {}, len(states), 0, "other float weights than the float control's: not judged")
+        columns = [[_accuracy(cell, seed) for seed in seeds] for cell in own]
         scores[model] = np.array(columns).T - np.array([[control.accuracies[seed]] for seed in seeds])
     return RowScores(row, scores, len(states), sum(state in WORST for state in states))
 
@@ -148,24 +155,14 @@ def _accuracy(cell: Cell, seed: int) -> float:
 
 
 def pairs(comparison: Comparison, rows: list[RowScores]) -> list[Pair]:
-    """The pairs that the suite declares; else every row against uniform LSQ, and every search against random."""
-    by_name = {row.row: row for row in rows}
-    wanted = [(a, b) for a, b in comparison.plan.suite.pairs if a in by_name and b in by_name]
-    found = [_pair(by_name[ours], by_name[theirs]) for ours, theirs in wanted or _usual_pairs(comparison, by_name)]
-    judged = [index for index, pair in enumerate(found) if pair.p is not None]
-    for index, adjusted in zip(judged, holm([found[index].p or 0.0 for index in judged]), strict=True):
-        found[index] = replace(found[index], adjusted=adjusted, judged=len(judged))
-    return found
-
-
-def _usual_pairs(comparison: Comparison, by_name: Mapping[str, RowScores]) -> Iterator[tuple[str, str]]:
-    cells = {cell.row: cell for cell in comparison.cells if not cell.is_float}
-    for method in ("uniform-lsq", "random"):
-        reference = next((row for row, cell in cells.items() if cell.method == method), None)
-        for row in by_name:
-            searches = cells[row].outcomes[0].trial.spec.compute.search_share > 0
-            if reference and row != reference and (method == "uniform-lsq" or searches):
-                yield row, reference
+    """The pairs that the suite sets against each other. Holm counts those without a p, and those cut away, as p = 1."""
+    by_name, suite = {row.row: row for row in rows}, comparison.plan.suite
+    found = [_pair(by_name[ours], by_name[theirs]) for ours, theirs in suite.contrasts]
+    ps = [1.0 if pair.p is None else pair.p for pair in found] + [1.0] * suite.cut_pairs
+    return [
+        pair if pair.p is None else replace(pair, adjusted=adjusted, family=len(ps))
+        for pair, adjusted in zip(found, holm(ps)[: len(found)], strict=True)
+    ]
 
 
 def _pair(ours: RowScores, theirs: RowScores) -> Pair:

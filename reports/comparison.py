@@ -127,6 +127,17 @@ class Cell:
     def accuracies(self) -> dict[int, float]:
         return self.by_seed(lambda outcome: outcome.accuracy)
 
+    @cached_property
+    def starts(self) -> dict[int, frozenset[str]]:
+        """Seed -> digests of the float weights that its ok trials started from, one if all is well."""
+        digests = {(o.trial.spec.seed, o.observed.get("weights_digest")) for o in self.ok}
+        return {seed: frozenset(str(own) for of, own in digests if of == seed and own) for seed, _ in digests}
+
+    def paired_with(self, other: Cell) -> list[int]:
+        """Seeds that both have, from the same float weights as far as these are known."""
+        known = ((seed, own, other.starts[seed]) for seed, own in self.starts.items() if seed in other.starts)
+        return sorted(seed for seed, ours, theirs in known if not ours or not theirs or ours == theirs)
+
     @property
     def worst(self) -> int:
         """How many trials failed or are over the ceiling."""

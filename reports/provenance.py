@@ -105,7 +105,7 @@ def _weights_warnings(found: Found) -> list[str]:
             starts.setdefault((trial.model, trial.spec.seed), set()).add(str(digest))
     return [
         f"{model}, seed {seed}: trials started from {len(digests)} different sets of float weights; "
-        "they are not properly paired"
+        "those are not paired"
         for (model, seed), digests in sorted(starts.items())
         if len(digests) > 1
     ]

@@ -20,10 +20,14 @@ Call = Literal["higher", "lower", ""]
 
 @dataclass(frozen=True)
 class Verdict:
-    """text: what the table says; call: the difference to the baseline, where one may be called."""
+    """text: what the table says; call: the difference to the baseline, where one may be called.
+
+    tested: whether the difference was held against zero.
+    """
 
     text: str
     call: Call = ""
+    tested: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,11 @@ def _summary(comparison: Comparison, cell: Cell) -> Summary:
 
 
 def _difference(cell: Cell, reference: Cell | None) -> Mean | None:
-    if reference is None or reference is cell:
+    """None also where trials of either failed or are over the ceiling: what is left of them would flatter."""
+    if reference is None or reference is cell or cell.worst or reference.worst:
         return None
-    return paired_difference(cell.accuracies, reference.accuracies)
+    paired = {seed: cell.accuracies[seed] for seed in cell.paired_with(reference)}
+    return paired_difference(paired, reference.accuracies)
 
 
 def _verdict(cell: Cell, baseline: Cell | None, difference: Mean | None) -> Verdict:
@@ -110,19 +116,18 @@ def _verdict(cell: Cell, baseline: Cell | None, difference: Mean | None) -> Verd
 
 
 def _call(baseline: Cell | None, difference: Mean | None) -> Verdict:
-    if baseline is None or not baseline.complete or difference is None:
+    if baseline is None or not baseline.complete:
         return Verdict("no complete baseline")
+    if difference is None:
+        return Verdict("no seed from the baseline's float weights")
     if difference.n < ENOUGH_SEEDS or difference.interval is None:
         return Verdict(f"{count(difference.n, 'paired seed')}: no ranking")
     if difference.degenerate:
         return Verdict("all differences equal: not judged")
     if 0 in difference.interval:
-        return Verdict("no difference shown")
-    return Verdict(f"higher than {baseline.row}", "higher") if difference.value > 0 else _lower(baseline)
-
-
-def _lower(baseline: Cell) -> Verdict:
-    return Verdict(f"lower than {baseline.row}", "lower")
+        return Verdict("no difference shown", tested=True)
+    call: Call = "higher" if difference.value > 0 else "lower"
+    return Verdict(f"{call} than {baseline.row}", call, tested=True)
 
 
 def _notes(cell: Cell) -> Iterator[str]:
@@ -146,4 +151,4 @@ def _notes(cell: Cell) -> Iterator[str]:
 
 def comparisons_called(summaries: tuple[Summary, ...]) -> int:
     """How many paired differences are held against zero: the number of chances to be wrong."""
-    return sum(summary.to_uniform is not None and summary.to_uniform.n >= ENOUGH_SEEDS for summary in summaries)
+    return sum(summary.verdict.tested for summary in summaries)

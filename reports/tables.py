@@ -63,7 +63,8 @@ _DELTA = HEADER.index("Δ uniform LSQ, points")
 READING = (
     "Test accuracy: the mean over seeds with its 95 % t-interval within 0 to 100, which is about training again from "
     "other seeds, then ± one standard error from drawing the test images, which all seeds share (Wilson, z = 1). Δ are "
-    "means of differences paired by seed with their 95 % t-interval; nothing is called a difference below three pairs. "
+    "means of differences paired by seed with their 95 % t-interval; nothing is called a difference below three pairs, "
+    "and there is none where a trial of either row failed or is over the ceiling. "
     "n counts seeds; where not every trial is ok it says how many are."
 )
 

@@ -200,7 +200,14 @@ def test_merge_as_a_command(tmp_path):
     assert "6 records added, 0 there already, 0 with two results; 0 of 6 trials are missing" in ran.out
     assert (tmp_path / "ours" / "tiny" / "report" / "index.html").exists()
     assert "mlflow" not in ran.out  # nothing has been mirrored yet
+    # Another result of a trial alone changes no record, and is on the page all the same.
+    other = next(iter(Records(tmp_path / "ours" / "tiny" / "records")))
+    folder = Records(tmp_path / "other" / "records")
+    folder.put(replace(other, result={**other.result, "search_stopped": True}))
+    ran = cli("merge", folder.folder, "--suite", suite, "--out", tmp_path / "ours")
+    assert "0 records added, 0 there already, 1 with two results" in ran.out
+    assert "Two results of one trial" in (tmp_path / "ours" / "tiny" / "report" / "index.html").read_text()
     assert cli("merge", tmp_path / "gone", "--suite", suite, "--out", tmp_path / "ours").code == 2
-    other = cli("merge", out / "tiny" / "records", "--suite", "smoke", "--out", tmp_path / "other")
+    other = cli("merge", out / "tiny" / "records", "--suite", "smoke", "--out", tmp_path / "strange")
     assert (other.code, "6 of 6 records are of no trial of smoke" in other.err) == (2, True)
-    assert not (tmp_path / "other" / "smoke").exists()
+    assert not (tmp_path / "strange" / "smoke").exists()

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.ledgers import FOLDER, ledger_for, ledger_path
 from benchmarks.messages import SuiteError
 from benchmarks.models import measure_ledger
-from benchmarks.suite import candidates_of, ceiling_name, load_suite, plan, select, suite_names
+from benchmarks.suite import Suite, candidates_of, ceiling_name, load_suite, plan, select, suite_names
 from methods import load_method
 from methods.quantization.cost import bops, ledger_from_json, ledger_to_json, uniform_bits
 from methods.quantization.policy import LayerBits
@@ -140,6 +140,17 @@ def test_candidates_are_the_space_for_every_searchable_layer():
     assert set(candidates) == {layer.name for layer in ledger if not layer.pinned}
     pairs = [LayerBits(2, 3), LayerBits(4, 3), LayerBits(2, 8), LayerBits(4, 8)]
     assert all(list(bits) == pairs for bits in candidates.values())
+
+
+def test_select_judges_pairs_as_among_all_of_the_suite():
+    suite = load_suite("quick")
+    chosen = select(suite, methods=["uniform-lsq", "hawq", "reversed"], models=[], seeds=[])
+    assert chosen.contrasts == (("hawq", "uniform-lsq"), ("reversed", "uniform-lsq"))
+    assert len(suite.contrasts) == 7
+    assert chosen.cut_pairs == 7 - 1 + 1  # of the suite's seven one is left; that of `reversed` and `random` is new
+    again = select(chosen, methods=["hawq"], models=[], seeds=[])
+    assert (again.contrasts, again.cut_pairs) == ((), 9)
+    assert Suite.model_validate(chosen.model_dump()) == chosen  # a report's suite.yaml
 
 
 def test_select_keeps_what_is_asked_for_and_adds_known_methods():

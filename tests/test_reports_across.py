@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.record import Records
-from benchmarks.suite import load_suite, plan
+from benchmarks.suite import load_suite, plan, select
 from reports.across import RowScores, across_tables, pairs, row_scores
 from reports.agreement import agreement, agreement_table, by_chance
 from reports.comparison import gather
@@ -80,10 +80,21 @@ def test_rows_are_set_against_uniform_and_searches_against_random(tmp_path):
 
 
 def test_declared_pairs_replace_the_usual_ones_and_holm_counts_them_alone(tmp_path):
-    comparison = compared(tmp_path, pairs=[("hawq", "random"), ("hawq", "gone")])
+    comparison = compared(tmp_path, pairs=[("hawq", "random")])
     (pair,) = pairs(comparison, row_scores(comparison))
     assert (pair.ours, pair.theirs, pair.adjusted) == ("hawq", "random", 2 / 64)
     assert pair.verdict == "hawq higher"
+
+
+@pytest.mark.parametrize("declared", [(), (("hawq", "uniform-lsq"), ("random", "uniform-lsq"), ("hawq", "random"))])
+def test_choosing_rows_makes_no_difference_significant(tmp_path, declared):
+    whole = make_suite(METHODS, models=MODELS, ceilings=CEILINGS, seeds=(0, 1, 2)).model_copy(
+        update={"pairs": declared}
+    )
+    plan = make_plan(select(whole, methods=["float", "hawq", "random"], models=(), seeds=()))
+    comparison = gather(plan, write_records(plan, tmp_path, accuracies))
+    (pair,) = pairs(comparison, row_scores(comparison))
+    assert (pair.ours, pair.theirs, pair.p, pair.adjusted) == ("hawq", "random", 2 / 64, 6 / 64)
 
 
 def test_all_ceilings_of_a_block_have_one_sign(tmp_path):
@@ -150,7 +161,7 @@ def test_a_missing_run_blocks_the_claims_of_its_row_and_of_no_other(tmp_path):
     found = pairs(comparison, row_scores(comparison))
     assert [pair.p is None for pair in found] == [True, False, True]
     assert found[0].verdict == "hawq: 2 of 12 runs not there: not judged"
-    assert found[1].adjusted == found[1].p  # Holm counts what is judged
+    assert found[1].adjusted == 3 * found[1].p  # Holm counts all pairs that are wanted
 
 
 def test_without_float_controls_there_are_no_scores(tmp_path):

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from benchmarks.record import Records
 from benchmarks.spec import digest
+from reports.across import row_scores
 from reports.comparison import Comparison, ComparisonError, gather
-from reports.summary import Summary, summarise
+from reports.summary import Summary, comparisons_called, summarise
 from tests.fabricated import Shelf, fail, make_plan, make_record, make_suite, shuffled, with_label, write_records
 
 
@@ -119,9 +120,46 @@ def test_survivors_of_a_failure_win_nothing(status, verdict):
         if trial.row == "hawq" and trial.spec.seed == 1:
             fail(result, observed, status=status)
 
-    summary = only(gather(plan, Shelf(plan, change)), "hawq")
+    found = gather(plan, Shelf(plan, change))
+    summary = only(found, "hawq")
     assert (summary.verdict.text, summary.verdict.call) == (verdict, "")
     assert summary.counted.replace("\u00a0", " ") == "2 of 3"
+    assert (summary.to_uniform is None) == (status != "refused")
+    assert comparisons_called(summarise(found)) == 0
+
+
+def test_no_difference_is_given_to_the_survivors_of_a_failure():
+    plan = make_plan(make_suite(["uniform-lsq", "hawq", "random"], seeds=(0, 1, 2, 3)))
+
+    def change(trial, result, observed):
+        result["metrics"]["test_accuracy"] = 0.5 + 0.1 * (trial.row == "hawq") + 0.01 * (trial.spec.seed % 3)
+        if trial.row == "random" and trial.spec.seed == 1:
+            fail(result, observed, status="over_ceiling")
+
+    found = gather(plan, Shelf(plan, change))
+    hawq, random = only(found, "hawq"), only(found, "random")
+    assert (hawq.to_uniform.n, hawq.to_random) == (4, None)
+    assert random.to_uniform is None
+    assert comparisons_called(summarise(found)) == 0  # all differences of HAWQ are equal, and random has none
+
+
+def test_other_float_weights_are_not_paired():
+    plan = make_plan(make_suite(["float", "uniform-lsq", "hawq"], seeds=(0, 1, 2, 3)))
+
+    def change(moved):
+        def to_another_machine(trial, result, observed):
+            result["metrics"]["test_accuracy"] = 0.5 + 0.1 * (trial.row == "hawq") + 0.01 * trial.spec.seed
+            if trial.row == "hawq" and trial.spec.seed in moved:
+                observed["weights_digest"] = "other"
+
+        return to_another_machine
+
+    found = gather(plan, Shelf(plan, change({3})))
+    assert (only(found, "hawq").to_uniform.n, only(found, "uniform-lsq").to_float.n) == (3, 4)
+    absent = {row.row: row.absent for row in row_scores(found)}
+    assert absent == {"uniform-lsq": "", "hawq": "other float weights than the float control's: not judged"}
+    summary = only(gather(plan, Shelf(plan, change({0, 1, 2, 3}))), "hawq")
+    assert (summary.to_uniform, summary.verdict.text) == (None, "no seed from the baseline's float weights")
 
 
 def test_an_incomplete_row_and_an_incomplete_baseline_are_called_nothing():
@@ -243,7 +281,7 @@ def test_mixed_commits_uncommitted_changes_and_other_float_weights_are_warned_of
     assert "several commits" in commits
     assert "0ther (1 record" in commits
     assert dirty.startswith("1 of 2 records")
-    assert "not properly paired" in weights
+    assert "those are not paired" in weights
 
 
 def test_records_that_were_quantized_by_several_paths_are_warned_of():
