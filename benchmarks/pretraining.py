@@ -33,17 +33,22 @@ from benchmarks.spec import StartSpec
 from benchmarks.training import Loop, Problem, Progress, WeightTraining
 from benchmarks.workspace import Workspace
 
-_TEST_ACCURACY, _SECONDS = "_test_accuracy", "_seconds"
-"""Kept beside the weights in the cached state dict."""
+_TEST_ACCURACY, _SECONDS, _IMAGES, _MACS = "_test_accuracy", "_seconds", "_images", "_macs"
+"""Kept beside the weights in the cached state dict; earlier versions kept neither images nor MACs."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """Float weights with recalibrated batch norm, how they do on test as they are, and the seconds they took."""
+    """Float weights with recalibrated batch norm, how they do on test as they are, and what they took.
+
+    images, macs: of training; None where that is not known, as of published weights.
+    """
 
     state: dict[str, torch.Tensor]
     test_accuracy: float
     seconds: float
+    images: int | None
+    macs: int | None
 
     @property
     def digest(self) -> str:
@@ -71,17 +76,18 @@ def float_start(
             ranks.decided(True)  # nobody goes on before it is written
     state = load_network(path)
     accuracy, seconds = float(state.pop(_TEST_ACCURACY)), float(state.pop(_SECONDS))
-    return Start(state, accuracy, seconds)
+    images, macs = (int(state.pop(key)) if key in state else None for key in (_IMAGES, _MACS))
+    return Start(state, accuracy, seconds, images, macs)
 
 
 def _make(spec: StartSpec, workspace: Workspace, data: Dataset, ranks: Ranks) -> Iterator[Progress]:
-    begun, device = time.monotonic(), torch.device(workspace.device)
+    begun, device, taken = time.monotonic(), torch.device(workspace.device), {}
     torch.manual_seed(stream_seed(spec.seed, "pretrain/init"))
     model = build_model(spec.model, spec.data).to(device)
     if spec.pretraining is None:
         model.load_state_dict(published_weights(spec.model, spec.data, workspace.weights))
     else:
-        yield from _train(spec, workspace, data, model, ranks)
+        taken = yield from _train(spec, workspace, data, model, ranks)
     if ranks.rank:
         return
     if spec.pretraining is not None:
@@ -90,11 +96,15 @@ def _make(spec: StartSpec, workspace: Workspace, data: Dataset, ranks: Ranks) ->
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     state[_TEST_ACCURACY] = torch.tensor(score.accuracy, dtype=torch.float64)
     state[_SECONDS] = torch.tensor(time.monotonic() - begun, dtype=torch.float64)
+    state |= {key: torch.tensor(number) for key, number in taken.items()}
     save_network(workspace.start(spec.key), state)
     discard_checkpoint(workspace.checkpoint(spec.key))
 
 
-def _train(spec: StartSpec, workspace: Workspace, data: Dataset, model: nn.Module, ranks: Ranks) -> Iterator[Progress]:
+def _train(
+    spec: StartSpec, workspace: Workspace, data: Dataset, model: nn.Module, ranks: Ranks
+) -> Generator[Progress, None, dict[str, int]]:
+    """Progress; returns the images and MACs of it all, whether or not it has been interrupted."""
     assert spec.pretraining is not None
     recipe, device = spec.pretraining.recipe, torch.device(workspace.device)
     unlimited = Account(granted_macs=2**62, epoch_macs=1, search_share=0.0)
@@ -129,3 +139,5 @@ def _train(spec: StartSpec, workspace: Workspace, data: Dataset, model: nn.Modul
     for progress in loop.run():
         saver.tick()
         yield Progress("pretrain", progress.step, progress.total, progress.row)
+    images = loop.step * recipe.batch_size
+    return {_IMAGES: images, _MACS: images * problem.price_per_image(WeightTraining.PHASE)}

@@ -145,6 +145,8 @@ def run(spec: TrialSpec, workspace: Workspace, ranks: Ranks = ALONE) -> Generato
         "weights_digest": start.digest,
         **({} if teacher is None else {"teacher_digest": network_digest(teacher.state_dict())}),
         "start_seconds": start.seconds,
+        "start_images": start.images,
+        "start_macs": start.macs,
         "restarts": trial.restarts,
         "engine": workspace.engine,
         "ranks": ranks.count,

@@ -13,7 +13,7 @@ from reports.comparison import Comparison, Outcome
 from reports.display import NOTHING, duration, epochs, scaled, unbroken
 from reports.tables import Row, Table
 
-FINETUNE = "finetune"
+FINETUNE, EVALUATION = "finetune", "evaluation"
 
 
 def is_search(phase: str) -> bool:
@@ -44,13 +44,14 @@ class Phase:
 
 @dataclass(frozen=True)
 class Spending:
-    """What one row spent on one network."""
+    """What one row spent on one network. shown: recalibration and evaluation, timed as one and charged to nobody."""
 
     model: str
     row: str
     trials: int
     granted_epochs: float
     phases: tuple[Phase, ...]
+    shown: Phase | None
 
 
 def spendings(comparison: Comparison) -> list[Spending]:
@@ -60,12 +61,25 @@ def spendings(comparison: Comparison) -> list[Spending]:
         for outcome in cell.ok:
             if account := account_of(outcome):
                 found.setdefault((cell.model, cell.row), []).append((outcome, account))
-    return [Spending(*key, len(own), own[0][1].granted_epochs, _phases(own)) for key, own in found.items()]
+    return [Spending(*key, len(own), own[0][1].granted_epochs, _phases(own), _shown(own)) for key, own in found.items()]
 
 
 def _phases(found: Sequence[tuple[Outcome, Account]]) -> tuple[Phase, ...]:
     names = dict.fromkeys(entry.name for _, account in found for entry in account.phases)
     return tuple(_phase(name, found) for name in sorted(names, key=lambda name: not is_search(name)))
+
+
+def _shown(found: Sequence[tuple[Outcome, Account]]) -> Phase | None:
+    entries = [(account.epoch_macs, entry) for _, account in found for entry in account.shown]
+    if not entries:
+        return None
+    macs, images = math.fsum(entry.macs for _, entry in entries), math.fsum(entry.images for _, entry in entries)
+    epochs = math.fsum(entry.macs / epoch for epoch, entry in entries)
+    seconds = [_part_seconds(outcome, EVALUATION) for outcome, _ in found]
+    known = [second for second in seconds if second is not None]
+    time = math.fsum(known) / len(known) if len(known) == len(seconds) else None
+    n = len(found)
+    return Phase(EVALUATION, macs / n, 0.0, epochs / n, 0.0, images / n, 0.0, time)
 
 
 def _phase(name: str, found: Sequence[tuple[Outcome, Account]]) -> Phase:
@@ -88,8 +102,16 @@ def _phase(name: str, found: Sequence[tuple[Outcome, Account]]) -> Phase:
 
 
 def _seconds(outcome: Outcome, entry: Entry) -> float | None:
+    """Of a phase; of evaluation those of the recalibration before it are part."""
+    if entry.name == EVALUATION:
+        return _part_seconds(outcome, EVALUATION)
     by_phase: Mapping[str, float] = outcome.observed.get("phase_seconds") or {}
     return by_phase.get(entry.name)
+
+
+def _part_seconds(outcome: Outcome, part: str) -> float | None:
+    parts: Mapping[str, float] = outcome.observed.get("seconds") or {}
+    return parts.get(part)
 
 
 _TEACHER = ("Student, MACs", "Teacher, MACs", "Without the teacher, epochs")
@@ -112,6 +134,8 @@ def _phase_rows(spending: Spending) -> Iterator[Row]:
         yield _phase_row(spending, phase_words(phase.name), [phase])
         if len(searching) > 1 and phase is searching[-1]:
             yield _phase_row(spending, "search in all", searching)
+    if spending.shown:
+        yield _phase_row(spending, f"{EVALUATION}, not charged", [spending.shown])
 
 
 def _phase_row(spending: Spending, words: str, phases: Sequence[Phase]) -> Row:
@@ -137,25 +161,33 @@ def _phase_row(spending: Spending, words: str, phases: Sequence[Phase]) -> Row:
 
 def starts_table(comparison: Comparison) -> Table:
     """Float starts by network, each counted once however many trials share it, and the teacher."""
-    header = ("Float start", "How many", "Epochs each", "Time each")
-    own: dict[tuple[str, bool], dict[str, tuple[StartSpec, float | None]]] = {}
+    header = ("Float start", "How many", "Epochs each", "Images each", "MACs each", "Time each")
+    own: dict[tuple[str, bool], dict[str, tuple[StartSpec, Mapping[str, Any] | None]]] = {}
     for outcome in comparison.outcomes:
-        seconds = outcome.observed.get("start_seconds")
         for start in outcome.trial.spec.starts:
             taught = start == outcome.trial.spec.teacher
             kept = own.setdefault((start.model.name, taught), {})
             if kept.get(start.key, (start, None))[1] is None:
-                kept[start.key] = (start, None if taught else seconds)
-    return Table(header, tuple(_start_row(*key, list(starts.values())) for key, starts in own.items()))
+                kept[start.key] = (start, outcome.observed if outcome.record else None)
+    table = Table(header, tuple(_start_row(*key, list(starts.values())) for key, starts in own.items()))
+    return table.without(table.empty_columns() & {"Images each", "MACs each"})
 
 
-def _start_row(model: str, taught: bool, starts: Sequence[tuple[StartSpec, float | None]]) -> Row:
+def _start_row(model: str, taught: bool, starts: Sequence[tuple[StartSpec, Mapping[str, Any] | None]]) -> Row:
+    """`2 of 5` where no trial of some starts has a record; what a teacher took stands in no record."""
     name = f"{model}, the teacher" if taught else model
     if (pretraining := starts[0][0].pretraining) is None:
-        return Row((name, f"published weights {starts[0][0].model.weights}", NOTHING, NOTHING))
-    known = [seconds for _, seconds in starts if seconds is not None]
-    time = duration(math.fsum(known) / len(known)) if known else NOTHING
-    return Row((name, str(len(starts)), f"{pretraining.epochs:g}", time))
+        return Row((name, f"published weights {starts[0][0].model.weights}", *[NOTHING] * 4))
+    there = [observed for _, observed in starts if observed is not None]
+    many = str(len(starts)) if len(there) == len(starts) else f"{len(there)} of {len(starts)}"
+
+    def mean(what: str) -> float | None:
+        known = [observed[what] for observed in there if observed.get(what) is not None]
+        return math.fsum(known) / len(known) if known and not taught else None
+
+    images, macs, seconds = mean("start_images"), mean("start_macs"), mean("start_seconds")
+    counted = (NOTHING if images is None else f"{images:,.0f}", NOTHING if macs is None else scaled(macs))
+    return Row((name, many, f"{pretraining.epochs:g}", *counted, duration(seconds)))
 
 
 def phase_rows(comparison: Comparison) -> list[dict[str, Any]]:
@@ -189,9 +221,19 @@ def _of_trial(outcome: Outcome) -> Iterator[dict[str, Any]]:
             "start": None,
         }
     if spec.pretraining is not None:
-        unknown = dict.fromkeys(
-            ("steps", "images", "macs", "macs_per_image", "student_macs", "teacher_macs", "recipe_epochs")
-        )
-        seconds = outcome.observed.get("start_seconds")
-        more = {"seconds": seconds, "pretraining_epochs": spec.pretraining.epochs, "start": spec.start.key}
-        yield {**identity, "phase": "pretraining", "charged": False, **unknown, **more}
+        images, macs, seconds = (outcome.observed.get(f"start_{what}") for what in ("images", "macs", "seconds"))
+        yield {
+            **identity,
+            "phase": "pretraining",
+            "charged": False,
+            "steps": None,
+            "images": images,
+            "macs": macs,
+            "macs_per_image": macs // images if images and macs else None,
+            "student_macs": macs,
+            "teacher_macs": None,
+            "recipe_epochs": macs / account.epoch_macs if macs else None,
+            "seconds": seconds,
+            "pretraining_epochs": spec.pretraining.epochs,
+            "start": spec.start.key,
+        }

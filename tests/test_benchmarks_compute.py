@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.compute import Account, measure_macs
 from benchmarks.models import build_model
+from benchmarks.record import Records
 from benchmarks.spec import DataSpec, ModelSpec
 from methods.contract import MicroBatch
 from methods.quantization.modules import quant_layers
@@ -119,6 +120,16 @@ def test_uniform_lsq_trains_exactly_the_epochs_granted():
     (phase,) = account["phases"]
     assert (phase["name"], phase["steps"], phase["images"]) == ("finetune", steps, steps * suite.recipe.batch_size)
     assert phase["macs"] == account["granted_macs"] == pytest.approx(suite.compute.epochs * account["epoch_macs"])
+
+
+def test_what_float_training_took_is_known_and_a_step_of_it_costs_what_the_float_control_s_does():
+    suite = tiny_suite()
+    batch = suite.pretraining.recipe.batch_size
+    images = round(suite.pretraining.epochs * (960 // batch)) * batch
+    records = {r.spec["method"]["name"]: r for r in Records(finished().out / "tiny" / "records")}
+    (control,) = records["float"].result["account"]["phases"]
+    taken = {(r.observed["start_images"], r.observed["start_macs"]) for r in records.values()}
+    assert taken == {(images, images * control["macs_per_image"])}
 
 
 def test_no_trial_is_charged_more_than_its_grant_and_the_searches_have_used_theirs():

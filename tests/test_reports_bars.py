@@ -52,11 +52,15 @@ def test_bars_and_phases_tell_searches_and_the_teacher_apart(tmp_path):
     assert colours_of(comparison) == {**legend, "teacher": TEACHER_COLOUR}
     table = phases_table(comparison)
     rows = {row.cells[2]: dict(zip(table.header, row.cells, strict=True)) for row in table.rows if "hawq" in row.cells}
-    assert list(rows) == ["select", "probe", "search in all", "fine-tuning"]
+    assert list(rows) == ["select", "probe", "search in all", "fine-tuning", "evaluation, not charged"]
     whole = rows["search in all"]
     assert (whole["Epochs"], whole["Without the teacher, epochs"]) == ("2.50", "1.88")
     assert (whole["Student, MACs"], whole["Teacher, MACs"]) == ("3.75 G", "1.25 G")
     assert (whole["Images"], whole["Steps"]) == ("2,880", "45")
+    # Fabricated trials evaluate 660 images and recalibrate on 1,137, in 1.5 s, at 650,000 MACs each.
+    shown = rows["evaluation, not charged"]
+    assert (shown["Images"], shown["Student, MACs"], shown["Time"]) == ("1,797", "1.17 G", "1.5\u00a0s")
+    assert shown["Epochs"] == f"{1797 * 650_000 / EPOCH_MACS:.2f}"
     assert "Teacher, MACs" not in phases_table(compared(tmp_path / "alone")).header
 
 
@@ -74,8 +78,22 @@ def test_the_sheet_of_phases_adds_up_and_pretraining_stands_apart(tmp_path):
             2,
             outcome.trial.spec.start.key,
         )
+        assert (own[-1]["images"], own[-1]["macs"], own[-1]["macs_per_image"]) == (2240, 2240 * 630_000, 630_000)
+        assert own[-1]["recipe_epochs"] == 2240 * 630_000 / EPOCH_MACS
+        assert [row["seconds"] for row in own[len(charged) : -1]] == [1.5, None]
     (start,) = starts_table(comparison).rows  # six trials from two seeds' starts
-    assert start.cells == ("mobilenet_v2", "2", "2", "28.0 s")
+    assert start.cells == ("mobilenet_v2", "2", "2", "2,240", "1.41 G", "28.0 s")
+
+
+def test_starts_that_nobody_made_are_not_counted(tmp_path):
+    plan = make_plan(make_suite(["float", "uniform-lsq"], seeds=(0, 1, 2)))
+
+    def earlier(_trial, _result, observed):
+        del observed["start_images"], observed["start_macs"]
+
+    found = gather(plan, write_records(plan, tmp_path, earlier, leave_out=lambda trial: trial.spec.seed == 1))
+    (start,) = starts_table(found).rows
+    assert start.cells == ("mobilenet_v2", "2 of 3", "2", "28.0 s")
 
 
 def test_free_searches_lengthen_the_longest_bar(tmp_path):
