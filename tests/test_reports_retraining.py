@@ -32,6 +32,27 @@ def test_the_split_is_right_on_average():
         assert mean == pytest.approx(truth**2, rel=5 * (2 / freedom) ** 0.5 * 1.2 / 3000**0.5)
 
 
+def test_a_policy_that_several_searches_chose_counts_as_often():
+    """Five searches choose among three policies, so often that some choose alike: the variance is over searches."""
+    generator, found, truth = np.random.default_rng(1), [], []
+    for _ in range(3000):
+        effects, chosen = generator.normal(0, 0.02, 3), generator.choice(3, 5, p=(0.6, 0.2, 0.2))
+        names, counts = np.unique(chosen, return_counts=True)
+        if len(names) < 2:
+            continue
+        noise = generator.normal(0, 0.01, (3, 5)) + generator.normal(0, 0.01, 5)
+        table = {str(k): dict(enumerate(map(float, effects[k] + noise[k]))) for k in names}
+        times = {str(k): int(n) for k, n in zip(names, counts, strict=True)}
+        assert components(table, times).searches == 5
+        found.append(components(table, times).policies)
+        truth.append(np.var(effects[chosen], ddof=1))
+    # Means over some 2,900 tables; negative estimates, cut at 0, are rare: noise of 0.01 / sqrt(5) beside 0.02.
+    assert np.mean(found) == pytest.approx(np.mean(truth), rel=0.05)
+    even = {"a": {0: 0.5, 1: 0.6}, "b": {0: 0.7, 1: 0.8}}
+    assert components(even, {"a": 4, "b": 1}).policies == pytest.approx(0.008)  # 0.5 four times and 0.7: Σ (x - m)² / 4
+    assert components(even).policies == pytest.approx(0.02)
+
+
 def test_policies_that_do_not_matter_have_no_variance():
     table = {name: {0: 0.5, 1: 0.6, 2: 0.7} for name in "abc"}
     found = components(table)
@@ -125,3 +146,15 @@ def test_the_table_of_retrained_policies(tmp_path):
     assert of_policies == "policies (the search): 2.00 points, 89 %"  # variances 4 and 1/2
     assert of_seeds == "seeds (start and data order): 0.71 points, 11 %"
     assert rest == "the rest: 0.00 points, 0 %"
+    # Three searches of seeds 0 to 2 chose policies 0, 0 and 1 and a fourth the last: variance of 0, 0, 2 and 4 points.
+    choice = (0, 0, 1, 2)
+
+    def choose(trial, result, _observed):
+        result["policy"] = choice[trial.spec.seed]
+
+    searches = list(write_records(make_plan(make_suite(["hawq"], seeds=range(4))), tmp_path / "searched", choose))
+    head, of_policies, *_ = lines(list(write_records(plan, tmp_path, accuracy)), searches, "hawq")
+    assert head.startswith("3 policies that 4 searches chose x 2 seeds")
+    assert of_policies.startswith(f"policies (the search): {np.std([0, 0, 2, 4], ddof=1):.2f} points")
+    with pytest.raises(ValueError, match="no ok run of metamix"):
+        lines(list(write_records(plan, tmp_path, accuracy)), searches, "metamix")
