@@ -37,7 +37,8 @@ READING = (
     f"below {ENOUGH_SEEDS} seeds or {FEWEST_BLOCKS} blocks; adjusted by Holm for all pairs that the suite has, whether "
     "or not they have a p or were chosen for this report. P(better): "
     "the chance that a run of the first row scores above one of the second under the same ceiling, ties half, with "
-    "its jackknife interval; no interval for rows that are wholly apart, and neither number of a single seed."
+    "its jackknife interval on the logit scale; no interval for rows that are wholly apart, and neither number of a "
+    "single seed."
 )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import expit, logit, stdtrit
 
 from reports.statistics import CONFIDENCE, NO_SPREAD, Interval
 
@@ -93,10 +93,10 @@ def improvement(ours: Scores, theirs: Scores) -> float:
 
 
 def improvement_interval(ours: Scores, theirs: Scores, confidence: float = CONFIDENCE) -> Interval | None:
-    """Interval of `improvement`, by leaving out one block of either side at a time, within 0..1.
+    """Interval of `improvement`, by leaving out one block of either side at a time, on the scale of log p / (1 - p).
 
-    None for single blocks, and where leaving one out changes nothing: of rows that are wholly apart it is not known how
-    far.
+    On the scale of p it would cover too rarely far from 1/2: in 90 of 100 cases at p = 0.86 with five seeds. None for
+    single blocks, and where leaving one out changes nothing: of rows that are wholly apart it is not known how far.
     """
     sides: dict[Key, NDArray[np.float64]] = {("ours", key): values for key, values in ours.items()}
     sides |= {("theirs", key): values for key, values in theirs.items()}
@@ -107,7 +107,10 @@ def improvement_interval(ours: Scores, theirs: Scores, confidence: float = CONFI
     found = _jackknife(sides, share, confidence)
     if found is None or found.width < NO_SPREAD:
         return None
-    return found.of_shares()
+    whole = share(sides)  # above 0 and below 1, else leaving one out had changed nothing
+    half = found.width / 2 / (whole * (1 - whole))  # the derivative of log p / (1 - p)
+    low, high = expit([logit(whole) - half, logit(whole) + half])
+    return Interval(float(low), float(high))
 
 
 def _jackknife(scores: Scores, statistic: Callable[[Scores], float], confidence: float) -> Interval | None:
