@@ -13,6 +13,7 @@ from benchmarks.record import write_atomic
 from benchmarks.suite import Plan
 from reports import document, page, tables
 from reports.across import row_scores
+from reports.agreement import agreement_rows
 from reports.comparison import Comparison, RecordSource, gather
 from reports.ledgers import cell_rows, layer_rows, trial_rows
 from reports.page import DPI
@@ -37,9 +38,10 @@ def build_report(plan: Plan, records: RecordSource, out: Path) -> Report:
     """Write the report of a plan into `out`, each file whole or not at all; missing trials are shown as missing.
 
     Files: suite.yaml (the suite as resolved), table.csv (a row per trial), summary.csv (a row per cell), layers.csv (a
-    row per layer of a trial), account.csv (a row per phase of a trial), references.bib, table.tex, figures (pareto,
-    profile, attainment, curves, bits, each .pdf and .png), report.md, index.html. The same plan and records give the
-    same bytes. Raises ComparisonError where records of several protocols or data sets would stand in one table.
+    row per layer of a trial), account.csv (a row per phase of a trial), agreement.csv (a row per layer of a cell),
+    references.bib, table.tex, figures (pareto, profile, attainment, curves, bits, each .pdf and .png), report.md,
+    index.html. The same plan and records give the same bytes. Raises ComparisonError where records of several protocols
+    or data sets would stand in one table.
     """
     comparison = gather(plan, records)
     paths = []
@@ -54,7 +56,7 @@ def _files(comparison: Comparison, summaries: tuple[Summary, ...]) -> Iterator[t
     suite = comparison.plan.suite.model_dump(mode="json")
     yield "suite.yaml", yaml.safe_dump(suite, sort_keys=False, allow_unicode=True).encode()
     sheets = {"table": trial_rows(comparison), "summary": cell_rows(summaries), "layers": layer_rows(comparison)}
-    sheets["account"] = phase_rows(comparison)
+    sheets |= {"account": phase_rows(comparison), "agreement": agreement_rows(comparison)}
     for name, rows in sheets.items():
         yield f"{name}.csv", tables.write_csv(list(rows[0]) if rows else [], rows).encode()
     yield "references.bib", bibliography(comparison.plan.suite).encode()

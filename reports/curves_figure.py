@@ -18,7 +18,7 @@ from reports.panels import legend_of, panels_of
 
 
 def curves_figure(comparison: Comparison) -> Figure:
-    """A panel per network, at its lowest ceiling; lines are means over seeds and draws, smoothed over a twelfth."""
+    """A panel per network, at its lowest ceiling: means over ok trials, smoothed over a twelfth, and their range."""
     lowest = {model: _lowest_ceiling(comparison, model) for model in comparison.models}
     drawn = {model: ceiling for model, ceiling in lowest.items() if ceiling}
     with rc_context(STYLE):
@@ -46,8 +46,11 @@ def _line(axes: Axes, comparison: Comparison, cell: Cell) -> None:
     shortest = min(map(len, found), default=0)
     if not shortest:
         return
-    x, y = _smooth(np.mean([points[:shortest] for points in found], 0)).T
-    axes.plot(x, y, label=label_of(cell.row), **line(comparison.rows.index(cell.row), len(x)))
+    curves = np.stack([_smooth(np.array(points[:shortest])) for points in found])
+    (x, y), losses = curves.mean(0).T, curves[..., 1]
+    look = line(comparison.rows.index(cell.row), len(x))
+    axes.fill_between(x, losses.min(0), losses.max(0), color=look["color"], alpha=0.12, linewidth=0)
+    axes.plot(x, y, label=label_of(cell.row), **look)
 
 
 def _smooth(points: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from benchmarks.record import Records
 from benchmarks.suite import load_suite, plan, select
 from reports.across import RowScores, across_tables, pairs, row_scores
-from reports.agreement import agreement, agreement_table, by_chance
+from reports.agreement import agreement, agreement_rows, agreement_table, by_chance, by_layer
 from reports.comparison import gather
 from reports.display import NOTHING
 from reports.resampling import FEWEST_BLOCKS, sign_flip_p
@@ -214,6 +214,7 @@ def test_agreement_is_the_share_of_layers_alike_over_pairs():
     assert agreement(POLICIES) == pytest.approx(4 / 6)
     # widths 3, 4, 8 have shares 1/2, 1/6, 1/3
     assert by_chance(POLICIES) == pytest.approx(1 / 4 + 1 / 36 + 1 / 9)
+    assert by_layer(POLICIES) == {"a": 1.0, "b": pytest.approx(1 / 3)}
     with pytest.raises(ValueError, match="two policies"):
         agreement(POLICIES[:1])
 
@@ -223,6 +224,22 @@ def test_the_table_of_agreement_leaves_out_what_cannot_differ(tmp_path):
     assert {row.cells[2] for row in table.rows} == {"hawq", "random"}  # uniform and float have no choice
     assert {row.cells[3] for row in table.rows} == {"3"}
     assert agreement_table(compared(tmp_path / "one", seeds=(0,))).rows == ()
+
+
+def test_every_layer_of_a_cell_has_its_share_and_its_widths(tmp_path):
+    def change(trial, result, _observed):
+        if trial.row == "hawq":
+            layers = result["policy"]["layers"]
+            for place, name in enumerate(layers):
+                layers[name] = [4, 8 if place == 0 and trial.spec.seed == 1 else 3]
+
+    comparison = compared(tmp_path, change, models=MODELS[:1], ceilings=CEILINGS[:1])
+    rows = [row for row in agreement_rows(comparison) if row["row"] == "hawq"]
+    assert len(rows) == sum(not layer.pinned for layer in comparison.plan.trials[0].ledger)
+    assert (rows[0]["alike_share"], rows[0]["bits"], rows[0]["policies"]) == (pytest.approx(1 / 3), "w4a3:2 w4a8:1", 3)
+    assert {(row["alike_share"], row["bits"]) for row in rows[1:]} == {(1.0, "w4a3:3")}
+    (line,) = (row.cells for row in agreement_table(comparison).rows if row.cells[2] == "hawq")
+    assert line[-1] == f"{len(rows) - 1} of {len(rows)}"
 
 
 @pytest.mark.parametrize("name", ["metamix-ablation", "digits-metamix-ablation"])

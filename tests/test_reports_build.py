@@ -28,6 +28,7 @@ FILES = [
     "summary.csv",
     "layers.csv",
     "account.csv",
+    "agreement.csv",
     "references.bib",
     "table.tex",
     "pareto.pdf",
