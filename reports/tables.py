@@ -204,7 +204,14 @@ _LATEX = {
 def escape_latex(text: str) -> str:
     r"""Text that LaTeX sets as it is; a bracket cannot follow a line break unprotected.
 
-    >>> escape_latex("100 %_x")
-    '100 \\%\\_x'
+    Letters that pdfLaTeX does not know, those beyond Latin, are named by their code.
+
+    >>> escape_latex("100 %_x 方")
+    '100 \\%\\_x U+65B9'
     """
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+    return "".join(map(_latex_character, " ".join(text.split())))
+
+
+def _latex_character(character: str) -> str:
+    beyond_latin = f"U+{ord(character):04X}" if character >= "\u0180" else character
+    return _LATEX.get(character, beyond_latin)

@@ -222,9 +222,11 @@ def test_latex_has_no_bare_specials_and_as_many_columns_as_it_says(tmp_path):
 
 
 def test_latex_compiles_and_cites(tmp_path):
-    tables = tables_of(tmp_path, ["float", "uniform-lsq", "hawq"], models=("mobilenet_v2", "resnet18"), seeds=(0, 1, 2))
+    methods = ["float", "uniform-lsq", "hawq", with_label("metamix", "方法 α_é")]
+    tables = tables_of(tmp_path, methods, models=("mobilenet_v2", "resnet18"), seeds=(0, 1, 2))
     text = latex(tables, READING, {"hawq": ("dong2020hawqv2", "yao2021hawqv3")})
     assert text.count(r"\begin{table}") == 2
+    assert text.count(r"U+65B9U+6CD5 U+03B1\_é") == 2
     assert text.count(r"hawq~\cite{dong2020hawqv2,yao2021hawqv3}") == 2
     assert "pairs" not in text.replace("three pairs", "")
     if not (compiler := shutil.which("pdflatex")):
