@@ -18,6 +18,7 @@ from benchmarks.data import AUGMENTATION_DRAWS, load_dataset
 from benchmarks.data.folders import DataError
 from benchmarks.data.imagefolder import DEVIATION, MEAN
 from benchmarks.data.stream import Stream, stream_seed, torch_stream
+from benchmarks.data.tree import write_tree
 from benchmarks.messages import SuiteError
 from benchmarks.spec import DataSpec
 
@@ -204,6 +205,16 @@ def test_a_folder_is_split_into_train_validation_and_test(tree):
     images, labels = data.test.load(np.arange(6), None)
     assert images.shape == (6, 3, 16, 16)
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_the_first_images_of_a_folder_are_of_all_classes(tmp_path, share):
+    write_tree(tmp_path, classes=5, train=40, val=1)
+    data = load_dataset(DataSpec(dataset="imagefolder", image_size=16, classes=5, share=share), tmp_path)
+    assert (len(data.train), len(data.validation)) == (180 if share is None else 90, 20)
+    for part in (data.train, data.validation):
+        _, labels = part.load(np.arange(len(part) // 2), None)
+        assert set(labels.tolist()) == set(range(5))  # in order of class the first half has three at most
 
 
 def test_a_grey_image_has_three_equal_channels(tree):

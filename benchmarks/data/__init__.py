@@ -38,7 +38,11 @@ EVALUATION_BATCH = 200
 
 @dataclass(frozen=True)
 class Dataset:
-    """The three splits and a digest of what they hold. Validation is carved from train; test is read once."""
+    """The three splits and a digest of what they hold. Validation is carved from train; test is read once.
+
+    The first images of train and of validation must be a fair sample of all classes: batch norm is recalibrated on the
+    first of train, codes are audited on the first of validation.
+    """
 
     train: Split
     validation: Split

@@ -75,7 +75,7 @@ def load_cifar(spec: DataSpec, folder: Path) -> Dataset:
         ) from error
     order = permutation(_SPLIT_SEED, count=len(train.data))
     labels, augmented = np.array(train.targets, np.int64), spec.augment == "randaugment"
-    held_out, used = np.sort(order[:VALIDATION]), np.sort(order[VALIDATION:])
+    held_out, used = np.sort(order[:VALIDATION]), np.sort(order[VALIDATION:])  # classes are mixed in the files
     digest = hashlib.sha256(train.data.tobytes() + labels.tobytes() + test.data.tobytes()).hexdigest()
     return Dataset(
         CifarSplit(train.data[used], labels[used], augmented),

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as T
 
-from benchmarks.data import Dataset, Split, Subset, permutation
+from benchmarks.data import Dataset, Subset, permutation
 from benchmarks.data.augmentation import randaugmented
 from benchmarks.data.decoding import UnreadableError, decoded
 from benchmarks.data.folders import DataError, images_folder
@@ -103,10 +103,9 @@ def load_imagefolder(spec: DataSpec, folder: Path, allow_bad_images: int = 0) ->
         raise DataError(
             f"{place / 'train'} has {len(train)} images; at least 10 are needed to carve validation from it"
         )
-    validation: Split = Subset(train, np.sort(order[:held_out]))
-    rest = order[held_out:]
+    validation, rest = order[:held_out], order[held_out:]  # not sorted: files are in order of class
     used = rest if spec.share is None else rest[: round(spec.share * len(rest))]
-    return Dataset(Subset(train, np.sort(used)), validation, test, listing.digest)
+    return Dataset(Subset(train, used), Subset(train, validation), test, listing.digest)
 
 
 def _split(spec: DataSpec, folder: Path, listing: Listing, part: str, names: list[str]) -> FolderSplit:
