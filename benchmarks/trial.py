@@ -188,12 +188,13 @@ def _search(trial: _Trial, saved: dict[str, Any] | None) -> Iterator[Progress]:
     problem.meter = ForwardMeter({layer.name: layer.macs for layer in trial.ledger})
     with problem.meter.watching(problem.model), trial.timed("search"):
         problem.trainee = method = kind(problem, kind.Options.model_validate(spec.method.options))
-        _require_share(problem, method, kind.min_steps)
         loop = Loop(problem, method, "search", limit=trial.account.search_macs)
         if saved:
             problem.model.load_state_dict(saved["model"])
             loop.load_state_dict(saved["loop"])
             set_random_state(saved["rng"], trial.setting.device)
+        else:  # only then: a restart has less than its share left
+            _require_share(problem, method, kind.min_steps)
         saver = Saver(trial.save_seconds, lambda: _save(trial, "search", problem.model, loop))
         for progress in loop.run():
             saver.tick()

@@ -64,6 +64,21 @@ def test_a_trial_stopped_where_its_search_ends_ends_as_if_it_had_not_been(method
     assert comparable(workspace.records.folder) == {f"{method} 0": reference()[f"{method} 0"]}
 
 
+def test_a_metamix_stopped_in_its_last_statistics_ends_as_if_it_had_not_been(tmp_path):
+    out = copy_float_starts(tmp_path)
+    suite = tiny_suite(methods=[{"name": "metamix", "options": {"statistics_batches": 2}}])
+    (chosen,) = plan(suite).trials
+    undisturbed, stopped = (Workspace(out, name, checkpoint_seconds=0) for name in ("undisturbed", "stopped"))
+    run_to_end(trial.run(chosen.spec, undisturbed))
+    life = trial.run(chosen.spec, stopped)
+    phases = [next(life).row["phase"]]
+    while phases[-2:] != ["bit-selection", "bn-statistics"]:
+        phases.append(next(life).row["phase"])
+    life.close()  # its share is spent, but for a batch of statistics
+    run_to_end(trial.run(chosen.spec, stopped))
+    assert comparable(stopped.records.folder) == comparable(undisturbed.records.folder)
+
+
 def test_a_trial_under_way_is_left_alone_by_another_run(tmp_path):
     out = copy_float_starts(tmp_path)
     workspace = Workspace(out, "tiny")
