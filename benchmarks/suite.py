@@ -63,7 +63,7 @@ class Resources(Config):
 
 
 class ComputeGrant(Config):
-    """epochs: recipe epochs per trial; search_share: by method, `default` for the rest; searches alone have one.
+    """epochs: recipe epochs per trial; search_share: by row or method, `default` for the rest; searches alone have one.
 
     protocol: `charged`, what a search spends its fine-tuning does not get; `free-search`, it gets all the same.
     """
@@ -84,8 +84,12 @@ class ComputeGrant(Config):
             raise ValueError(f"shares must lie between 0 and 1, got {bad}")
         return share
 
-    def share_of(self, method: str) -> float:
-        return self.search_share.get(method, self.search_share.get("default", 0.25))
+    def share_of(self, entry: MethodEntry) -> float:
+        """Raises SuiteError where there is none for the row, for its method or by default."""
+        for name in (entry.row, entry.name, "default"):
+            if name in self.search_share:
+                return self.search_share[name]
+        raise SuiteError(f"compute.search_share has no share for {entry.row}; name {entry.name} in it, or `default`")
 
 
 Ceiling = str | int | dict[ModelName, int]
@@ -152,6 +156,10 @@ class Suite(Config):
         for name in (name for pair in self.pairs for name in pair):
             if name not in rows:
                 raise ValueError(f"pairs: {unknown('quantized row', name, rows)}")
+        known = sorted({"default", *(entry.row for entry in self.methods), *known_methods()})
+        for name in self.compute.search_share:
+            if name not in known:
+                raise ValueError(f"compute.search_share: {unknown('method', name, known)}")
         recipes = [settled(entry, self.quantizer, self.recipe)[1] for entry in self.methods]
         for recipe in (self.recipe, self.pretraining.recipe, *recipes):
             if (parts := recipe.batch_size // recipe.micro_batch) % self.resources.workers_per_trial:
@@ -235,8 +243,8 @@ class Plan:
 def plan(suite: Suite) -> Plan:
     """Expand a suite.
 
-    Raises SuiteError where a ceiling lies below the cheapest policy, with both figures, and where a method's options
-    do not fit a network.
+    Raises SuiteError where a ceiling lies below the cheapest policy, with both figures, where a method's options do not
+    fit a network, and where a search has no share.
     """
     trials: dict[str, Trial] = {}
     warnings: list[str] = []
@@ -264,7 +272,7 @@ def _cell(suite: Suite, model: ModelSpec, ledger: Ledger, ceiling: str, budget: 
     for entry in suite.methods:
         method, options = load_method(entry.name), options_of(entry)
         quantizer, recipe = settled(entry, suite.quantizer, suite.recipe)
-        share = suite.compute.share_of(entry.name) if method.searches else 0.0
+        share = suite.compute.share_of(entry) if method.searches else 0.0
         free = method.searches and suite.compute.protocol == "free-search"
         for seed in suite.seeds:
             for draw in range(entry.draws):

@@ -127,6 +127,32 @@ def test_a_search_share_is_for_those_who_search():
     assert shares == {"float": 0, "uniform-lsq": 0, "random": 0, "hawq": 0.02, "metamix": 0.3, "differentiable": 0.3}
 
 
+def test_a_row_may_have_a_share_of_its_own():
+    rows = ["hawq", {"name": "hawq", "label": "hawq mean", "options": {"error": "mean"}}]
+    suite = tiny_suite(methods=rows, compute={"epochs": 2, "search_share": {"hawq": 0.02, "hawq mean": 0.3}})
+    assert [trial.spec.compute.search_share for trial in plan(suite).trials] == [0.02, 0.3]
+
+
+def test_a_share_for_nobody_is_refused():
+    with pytest.raises(SuiteError, match=r"search_share: unknown method 'metamx'; .*did you mean 'metamix'\?"):
+        tiny_suite(compute={"epochs": 2, "search_share": {"metamx": 0.05, "default": 0.3}})
+
+
+def test_a_search_without_a_share_is_refused():
+    suite = tiny_suite(methods=["random", "hawq"], compute={"epochs": 2, "search_share": {"metamix": 0.05}})
+    with pytest.raises(SuiteError, match="search_share has no share for hawq; name hawq in it, or `default`"):
+        plan(suite)
+    assert plan(select(suite, methods=["random"], models=[], seeds=[])).trials
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_controls_and_extensions_have_the_share_of_what_they_stand_beside(name):
+    beside = {"reversed": "hawq", "shuffled": "hawq", "metamix-joint": "metamix"}
+    suite = select(load_suite(name), methods=[*beside, *beside.values()], models=[], seeds=[])
+    shares = {trial.row: trial.spec.compute.search_share for trial in plan(suite).trials}
+    assert [shares[row] for row in beside] == [shares[row] for row in beside.values()]
+
+
 def test_the_float_control_is_one_trial_for_all_ceilings():
     trials = plan(tiny_suite(ceilings=["uniform:w4a4", "uniform:w4a5"], methods=["float", "random"])).trials
     assert [trial.row for trial in trials] == ["float", "random", "random"]
