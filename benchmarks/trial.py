@@ -209,10 +209,11 @@ def _search(trial: _Trial, saved: dict[str, Any] | None) -> Iterator[Progress]:
 
 def _require_share(problem: Problem, method: Method, min_steps: int) -> None:
     """Raises InapplicableError if the share cannot pay the steps without which the method has no result."""
-    phase = method.phase()
-    if phase is not None and (paid := problem.account.search_macs // problem.price(phase)) < min_steps:
+    phase = method.phase()  # None too where the method has seen that no step is paid
+    paid, of = (0, "") if phase is None else (problem.account.search_macs // problem.price(phase), f" of {phase.name}")
+    if paid < min_steps:
         raise InapplicableError(
-            f"its search share pays {paid} steps of {phase.name}, it needs {min_steps}; raise compute.search_share"
+            f"its search share pays {paid} steps{of}, it needs {min_steps}; raise compute.search_share"
         )
 
 

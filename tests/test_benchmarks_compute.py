@@ -14,11 +14,12 @@ from benchmarks.compute import Account, measure_macs
 from benchmarks.models import build_model
 from benchmarks.record import Records
 from benchmarks.spec import DataSpec, ModelSpec
-from methods.contract import MicroBatch
+from benchmarks.trial import _require_share
+from methods.contract import InapplicableError, MicroBatch
 from methods.quantization.modules import quant_layers
 from methods.sensitivity import hessian_samples
 from tests.harness import cli, comparable, finished, tiny_suite, write_suite
-from tests.problems import make_problem
+from tests.problems import make_method, make_problem
 
 IMAGENET = DataSpec(dataset="imagefolder", image_size=224, classes=1000)
 
@@ -146,6 +147,24 @@ def test_no_trial_is_charged_more_than_its_grant_and_the_searches_have_used_thei
         left = account["granted_macs"] - spent
         step = finetune["macs_per_image"] * spec["recipe"]["batch_size"]
         assert left < step or spec["method"]["name"] == "float", name  # float steps are cheaper; their number is capped
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "paid"),
+    [
+        ("hawq", {}, "0 steps of hessian, it needs 10"),
+        ("differentiable", {}, "0 steps, it needs 2"),
+        ("differentiable", {"alternate": True}, "0 steps, it needs 2"),
+        ("metamix", {}, "0 steps of bit-selection, it needs 2"),
+    ],
+)
+def test_a_search_whose_share_pays_no_step_is_refused(name, options, paid):
+    problem = make_problem(steps=1, share=0.5)
+    method = make_method(name, problem, options)
+    with pytest.raises(InapplicableError, match=f"its search share pays {paid}"):
+        _require_share(problem, method, method.min_steps)
+    fixed = make_method("random", problem)
+    _require_share(problem, fixed, fixed.min_steps)
 
 
 def test_where_searches_are_free_fine_tuning_gets_the_whole_grant(tmp_path):
