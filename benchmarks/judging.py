@@ -16,7 +16,7 @@ from benchmarks.pretraining import Start
 from benchmarks.setting import Setting
 from benchmarks.spec import TrialSpec
 from methods.quantization.cost import Ledger, bops
-from methods.quantization.policy import Policy, PolicyError
+from methods.quantization.policy import Candidates, Policy, PolicyError
 
 _AUDITED_IMAGES = 64
 
@@ -25,8 +25,12 @@ class CeilingExceededError(Exception):
     """A method returned a policy above the ceiling."""
 
 
-def check_policy(spec: TrialSpec, ledger: Ledger, policy: Policy | None) -> None:
-    """Raises PolicyError unless it names exactly the searchable layers, CeilingExceededError if it costs too much."""
+def check_policy(spec: TrialSpec, ledger: Ledger, policy: Policy | None, candidates: Candidates | None) -> None:
+    """Raises PolicyError unless it gives exactly the searchable layers bits, CeilingExceededError if it costs too much.
+
+    candidates: the bits that it may give; None where any will do, for methods that do not choose among them: uniform
+    LSQ's activations have any width, and a given policy's bits are those that were given.
+    """
     ceiling = spec.ceiling_bops
     if (policy is None) != (ceiling is None):
         raise PolicyError("a quantizing method must return a policy, and only such a method may")
@@ -35,6 +39,12 @@ def check_policy(spec: TrialSpec, ledger: Ledger, policy: Policy | None) -> None
     searchable = {layer.name for layer in ledger if not layer.pinned}
     if wrong := sorted(searchable.symmetric_difference(policy)):
         raise PolicyError(f"the policy must name exactly the searchable layers; differing: {', '.join(wrong)}")
+    for name, choices in (candidates or {}).items():
+        if policy[name] not in choices:
+            known = ", ".join(f"w{bits.weight}a{bits.activation}" for bits in choices)
+            raise PolicyError(
+                f"the policy gives {name} w{policy[name].weight}a{policy[name].activation}, the space has {known}"
+            )
     cost = bops(ledger, policy)
     if cost > ceiling:
         raise CeilingExceededError(f"the policy costs {cost:,} BOPs, above the ceiling of {ceiling:,}")

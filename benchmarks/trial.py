@@ -203,7 +203,7 @@ def _search(trial: _Trial, saved: dict[str, Any] | None) -> Iterator[Progress]:
     trial.stopped, trial.curves["search"] = loop.stopped, loop.curve
     trial.phase_seconds |= loop.seconds
     policy = trial.searched.policy
-    check_policy(spec, trial.ledger, policy)
+    check_policy(spec, trial.ledger, policy, problem.candidates if kind.chooses else None)
     trial.ranks.agree("the policy", full_digest(None if policy is None else policy.to_dict()))
 
 

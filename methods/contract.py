@@ -143,7 +143,8 @@ class Method(Protocol):
     """How bits are chosen. One instance lives through one trial's search.
 
     version: raised when results change; part of the trial's id. searches: whether it spends a search share.
-    chooses: whether it picks among the policies that the ceiling and the space leave, so that their number matters.
+    chooses: whether it picks among the policies that the ceiling and the space leave, so that their number matters and
+    bits outside the space are its failure.
     min_steps: steps of its phases without which it has no result. Options must be importable without torch,
     so a method's module imports torch where it is used.
     """

@@ -111,6 +111,37 @@ class Dearest(FixedChoice):
         return Searched(Policy({name: choices[-1] for name, choices in self.problem.candidates.items()}))
 
 
+class Between(FixedChoice):
+    """Widths that the space leaves out."""
+
+    chooses: ClassVar[bool] = True
+
+    def result(self) -> Searched:
+        return Searched(Policy({name: (4, 5) for name in self.problem.candidates}))
+
+
+class BetweenByRight(Between):
+    """As it may that does not choose among the space's."""
+
+    chooses: ClassVar[bool] = False
+
+
+@pytest.mark.parametrize(("kind", "status"), [(Between, "failed"), (BetweenByRight, "ok")])
+def test_bits_outside_the_space_fail_a_method_that_chooses(tmp_path, monkeypatch, kind, status) -> None:
+    (chosen,) = plan(tiny_suite(methods=["random"], ceilings=["uniform:w4a5"])).trials
+    workspace = Workspace(copy_float_starts(tmp_path), "tiny")
+    monkeypatch.setattr(benchmarks.trial, "load_method", lambda _name: kind)
+    for _ in benchmarks.trial.run(chosen.spec, workspace):
+        pass
+    record = workspace.records.get(chosen.id)
+    assert record is not None
+    assert record.result["status"] == status
+    if status == "failed":
+        first = next(layer.name for layer in chosen.ledger if not layer.pinned)
+        message = f"the policy gives {first} w4a5, the space has w4a3, w4a4, w4a8"
+        assert record.result["reason"] == {"type": "PolicyError", "message": message}
+
+
 def test_a_policy_one_percent_over_the_ceiling_is_over_it_in_the_record(tmp_path, monkeypatch) -> None:
     (chosen,) = plan(tiny_suite(methods=["random"])).trials
     candidates = candidates_of(chosen.spec.space, chosen.ledger)
