@@ -48,7 +48,8 @@ class TraceEstimate:
         count = len(self.samples)
         if count < 2:
             return math.inf
-        return math.sqrt(sum((x - self.mean) ** 2 for x in self.samples) / (count - 1) / count)
+        mean = self.mean  # not within the sum, which would take it anew for each sample
+        return math.sqrt(sum((x - mean) ** 2 for x in self.samples) / (count - 1) / count)
 
     @property
     def clamped(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -261,6 +261,22 @@ def test_an_estimate_has_the_mean_and_the_standard_error_of_its_samples():
     assert estimate.standard_error == pytest.approx(math.sqrt(((-2) ** 2 + (-1) ** 2 + 3**2) / 2 / 3))
     assert TraceEstimate([1.0]).standard_error == math.inf
     assert TraceEstimate([-1.0]).clamped == 0.0
+
+
+class Watched(list[float]):
+    """Samples that count how often they are gone through."""
+
+    passes = 0
+
+    def __iter__(self) -> Iterator[float]:
+        self.passes += 1
+        return super().__iter__()
+
+
+def test_a_standard_error_takes_two_passes_however_many_samples_there_are():
+    samples = Watched(map(float, range(100)))
+    TraceEstimate(samples).standard_error  # noqa: B018 (a property)
+    assert samples.passes == 2
 
 
 def test_convergence_is_relative_to_the_trace_or_the_median():
