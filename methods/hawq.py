@@ -185,8 +185,7 @@ class Hawq:
         errors: dict[str, dict[int, float]] = {}
         for name, layer in self.layers.items():
             weight, errors[name] = layer.weight.detach(), {}
-            for bits in layer.weight_quantizer.widths:
-                grid = make_grid("signed", bits)
+            for bits, grid in layer.weight_quantizer.grids.items():
                 step = least_squares_step(weight, grid, per_channel=True)
                 errors[name][bits] = squared_error(weight, step, grid) / self._size(name, of_input=False)
         return errors

@@ -9,8 +9,11 @@ from benchmarks.training import Problem
 from methods.allocation import groups_of
 from methods.contract import InapplicableError
 from methods.hawq import HESSIAN, MIN_SAMPLES, Hawq, Reversed, Shuffled
+from methods.quantization.convert import QuantizerOptions
 from methods.quantization.cost import bops
+from methods.quantization.grid import Grid
 from methods.quantization.policy import Policy
+from methods.sensitivity import least_squares_step, squared_error
 from tests.problems import JOINT, differing, make_method, make_problem, run_search, search, snapshot
 
 
@@ -80,6 +83,16 @@ def test_the_sensitive_weight_gets_the_bits():
 def test_errors_fall_with_the_width(probed):
     for errors in probed.input_errors.values():
         assert errors[3] > errors[4] > errors[8] >= 0
+
+
+@pytest.mark.parametrize("narrow", [True, False])
+def test_weights_are_rounded_on_the_grid_that_they_will_have(narrow):
+    method = make_method("hawq", make_problem(space=JOINT, quantizer=QuantizerOptions(narrow=narrow)))
+    assert isinstance(method, Hawq)
+    grid = Grid(-1 if narrow else -2, 1)  # of two bits
+    for name, errors in method._weight_errors().items():
+        weight = method.layers[name].weight.detach()
+        assert errors[2] == squared_error(weight, least_squares_step(weight, grid, per_channel=True), grid)
 
 
 def test_negative_traces_count_as_zero_and_are_reported(probed):
