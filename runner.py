@@ -22,7 +22,7 @@ from benchmarks.running import engine_named, run_missing, say_amiss, tracker_for
 from benchmarks.session import Session, assignment, check_writable, open_session, shares_of
 from benchmarks.storage import Storage, StorageError
 from benchmarks.suite import load_suite, suite_names
-from benchmarks.terminal import console, errors, print_columns, say_next, warn
+from benchmarks.terminal import command_line, console, errors, print_columns, say_next, warn
 from methods import UnknownMethodError, known_methods, load_method
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ DEFAULT_OUT = Path("runs")
 
 @app.command()
 def run(
+    context: typer.Context,
     suite: SuiteOption = "quick",
     data: DataOption = None,
     out: OutOption = DEFAULT_OUT,
@@ -104,20 +105,20 @@ def run(
         lost = run_missing(session, engine_named(engine, address, session.suite), tracking_uri, kept)
     if kept:
         kept.keep(session.jobs, session.workspace)
-    _finish(session, lost)
+    _finish(context, session, lost)
 
 
-def _finish(session: Session, lost: dict[str, str]) -> None:
+def _finish(context: typer.Context, session: Session, lost: dict[str, str]) -> None:
     """Report, say where everything is, and exit with 1 if some trial failed or was lost."""
     _report(session)
     amiss = say_amiss(session, lost)
-    _say_where(session)
+    _say_where(context, session)
     if amiss:
         console.print("some trials failed or were lost: run the same command again (--retry failed for failed ones)")
         raise typer.Exit(FAILED)
 
 
-def _say_where(session: Session) -> None:
+def _say_where(context: typer.Context, session: Session) -> None:
     from benchmarks.tracking import default_uri, has_runs
 
     folder, out = session.workspace.folder, session.workspace.out
@@ -127,9 +128,7 @@ def _say_where(session: Session) -> None:
         console.print(f"mlflow:  mlflow ui --backend-store-uri {default_uri(out)}", markup=False)
     networks = folder / "networks"
     if networks.is_dir():
-        console.print(
-            f"again:   python runner.py evaluate TRIAL --suite {session.suite.suite}  (networks in {networks})"
-        )
+        console.print(f"again:   {command_line(context, 'evaluate TRIAL')}  (networks in {networks})", markup=False)
 
 
 def _report(session: Session, *, always: bool = False) -> None:
@@ -294,6 +293,7 @@ def _show_power(session: Session, gap: float) -> None:
 
 @app.command()
 def report(
+    context: typer.Context,
     suite: SuiteOption = "quick",
     data: DataOption = None,
     out: OutOption = DEFAULT_OUT,
@@ -306,7 +306,7 @@ def report(
     session = open_session(suite, out, data, methods, models, seeds, overrides, needs_data=False)
     check_writable(out)
     _report(session, always=True)
-    _say_where(session)
+    _say_where(context, session)
 
 
 @app.command()
@@ -357,11 +357,14 @@ def evaluate(
     suite: SuiteOption = "quick",
     data: DataOption = None,
     out: OutOption = DEFAULT_OUT,
+    methods: MethodsOption = "",
+    models: ModelsOption = "",
+    seeds: SeedsOption = "",
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
     bad_images: BadImagesOption = 0,
 ) -> None:
     """Score a trial's kept network on the test images again, and set it against its record."""
-    session = open_session(suite, out, data, overrides=overrides, allow_bad_images=bad_images)
+    session = open_session(suite, out, data, methods, models, seeds, overrides, allow_bad_images=bad_images)
     chosen = session.find(trial_id)
     record = session.workspace.records.get(chosen.id)
     if record is None or record.status != "ok":
@@ -417,6 +420,7 @@ def verify(
 
 @app.command()
 def merge(
+    context: typer.Context,
     sources: Annotated[list[Path], typer.Argument(help="Output folders, folders of records, or archives of them.")],
     suite: SuiteOption = "quick",
     out: OutOption = DEFAULT_OUT,
@@ -440,7 +444,7 @@ def merge(
         f"{len(session.missing())} of {len(session.plan.trials)} trials are missing"
     )
     _report(session)
-    _say_where(session)
+    _say_where(context, session)
 
 
 @app.command("mlflow-sync")
@@ -448,11 +452,14 @@ def mlflow_sync(
     suite: SuiteOption = "quick",
     data: DataOption = None,
     out: OutOption = DEFAULT_OUT,
+    methods: MethodsOption = "",
+    models: ModelsOption = "",
+    seeds: SeedsOption = "",
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
     tracking_uri: TrackingOption = None,
 ) -> None:
     """Rebuild the MLflow view of a suite from its records."""
-    session = open_session(suite, out, data, overrides=overrides, needs_data=False)
+    session = open_session(suite, out, data, methods, models, seeds, overrides, needs_data=False)
     tracker = tracker_for(session, tracking_uri)
     synced: list[Record] = []
     for trial in session.plan.trials:

@@ -19,13 +19,19 @@ def warn(text: str) -> None:
 
 
 def say_next(context: typer.Context, command: str = "", **changed: Any) -> None:
-    """The command to run after this one, with the options that this one was given and that one takes.
+    """Print the command to run after this one; see `command_line`."""
+    console.print(f"next: {command_line(context, command, **changed)}", markup=False)
 
-    changed: options by their parameters' names, over those given; None leaves one out.
+
+def command_line(context: typer.Context, command: str = "", **changed: Any) -> str:
+    """Another command, with the options that this one was given and that one takes.
+
+    command: its name and arguments; `run` goes without one. changed: options by their parameters' names, over those
+    given; None leaves one out.
     """
-    takes = {"--suite", "--data", "--out", "--methods", "--models", "--seeds", "--set"}
-    if not command:
-        takes |= {"--weights", "--allow-bad-images", "--storage"}
+    group: Any = context.find_root().command
+    name, *_ = [*command.split(), "run"]
+    takes = {parameter.opts[0] for parameter in group.commands[name].params}
     given: Mapping[str, Any] = {**context.params, **changed}
     parts = ["python", "runner.py", *command.split()]
     for parameter in context.command.params:
@@ -33,7 +39,7 @@ def say_next(context: typer.Context, command: str = "", **changed: Any) -> None:
         if option in takes and (option == "--suite" or value not in (None, parameter.default, [], ())):
             values = value if isinstance(value, list | tuple) else [value]
             parts += [text for each in values for text in (option, each)]
-    console.print(f"next: {shlex.join(map(str, parts))}", markup=False)
+    return shlex.join(map(str, parts))
 
 
 def print_columns(rows: Sequence[Sequence[str]]) -> None:

@@ -349,6 +349,8 @@ def test_a_job_array_runs_what_a_cut_down_plan_lists(tmp_path):
     (listed,) = cli("plan", "--ids", *cut).out.split()
     assert cli("trial", listed, *cut).code == 0
     assert cli("plan", "--ids", *cut).out == ""
+    assert "the same" in cli("evaluate", listed, *cut).out
+    assert "1 records mirrored" in cli("mlflow-sync", *cut).out
 
 
 def test_failed_trials_are_run_again_on_request_only(tmp_path):
@@ -424,8 +426,13 @@ def test_what_to_run_next_has_the_options_that_were_given(tmp_path):
     given = ["--suite", "smoke", "--out", tmp_path / "a b", "--seeds", "0", "--set", "ceilings=['uniform:w4a4']"]
     following = cli("plan", *given).out.splitlines()[-1].removeprefix("next: ")
     assert shlex.split(following) == ["python", "runner.py", *map(str, given)]
+    cut = [*map(str, given), "--methods", "float"]
     ran = cli(*shlex.split(following)[2:], "--methods", "float", "--engine", "local")
     assert ran.code == 0, ran.err
+    (again,) = [line for line in ran.out.splitlines() if line.startswith("again: ")]
+    command = shlex.split(again.removeprefix("again: ").partition("  (")[0])
+    assert command[:4] == ["python", "runner.py", "evaluate", "TRIAL"]
+    assert sorted(command[4:]) == sorted(cut)
 
 
 def mlflow_runs(out: Path) -> tuple[Any, list[Any]]:
