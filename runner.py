@@ -460,13 +460,17 @@ def mlflow_sync(
 ) -> None:
     """Rebuild the MLflow view of a suite from its records."""
     session = open_session(suite, out, data, methods, models, seeds, overrides, needs_data=False)
-    tracker = tracker_for(session, tracking_uri)
+    failures: list[str] = []
+    tracker = tracker_for(session, tracking_uri, failures.append)
     synced: list[Record] = []
     for trial in session.plan.trials:
         if record := session.workspace.records.get(trial.id):
             tracker.finished(trial, record)
             synced.append(record)
     tracker.close(sorted(session.workspace.report.glob("*.*")))
+    if failures:
+        errors.print(f"error: {failures[0]}; the view is not whole: run the same command again", markup=False)
+        raise typer.Exit(FAILED)
     console.print(f"{len(synced)} records mirrored to {tracker.uri}", markup=False)
     console.print(f"next: mlflow ui --backend-store-uri {tracker.uri}", markup=False)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -89,11 +89,15 @@ def draw_images(session: Session) -> None:
         prepare_images(console, data, folder, warn)
 
 
-def tracker_for(session: Session, uri: str | None) -> Tracker:
+def tracker_for(session: Session, uri: str | None, failed: Callable[[str], None] | None = None) -> Tracker:
+    """The suite's mirror at a URI. failed: told what went wrong; by default a warning, for trials go on without it."""
     from benchmarks.tracking import Tracker, default_uri
 
+    def go_on(what: str) -> None:
+        warn(f"{what}; trials go on, `mlflow-sync` rebuilds the view later")
+
     out = session.workspace.out
-    return Tracker(session.suite, out, uri or default_uri(out), warn)
+    return Tracker(session.suite, out, uri or default_uri(out), failed or go_on)
 
 
 def say_amiss(session: Session, lost: dict[str, str]) -> bool:

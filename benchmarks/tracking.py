@@ -37,12 +37,12 @@ def has_runs(out: Path) -> bool:
 class Tracker:
     """The one writer of a suite's runs, in a thread of its own, so that a slow server never holds up a trial.
 
-    Runs are found again by their trial's id, and metrics are never logged twice. warn: told once, at the first
-    failure, after which nothing more is sent.
+    Runs are found again by their trial's id, and metrics are never logged twice. failed: told what went wrong, once,
+    at the first failure, after which nothing more is sent.
     """
 
-    def __init__(self, suite: Suite, out: Path, uri: str, warn: Callable[[str], None]) -> None:
-        self.suite, self.out, self.uri, self.warn = suite, out, uri, warn
+    def __init__(self, suite: Suite, out: Path, uri: str, failed: Callable[[str], None]) -> None:
+        self.suite, self.out, self.uri, self.failed = suite, out, uri, failed
         self._client: Any = None
         self._experiment = self._parent = ""
         self._runs: dict[str, str] = {}
@@ -78,8 +78,7 @@ class Tracker:
                 action()
             except Exception as error:  # noqa: BLE001 (a server may fail in any way; no trial may be lost for it)
                 self._broken = True
-                what = f"MLflow at {self.uri} failed ({_cause(error)})"
-                self.warn(f"{what}; trials go on, `mlflow-sync` rebuilds the view later")
+                self.failed(f"MLflow at {self.uri} failed ({_cause(error)})")
 
     def _end(self, artifacts: Sequence[Path]) -> None:
         for path in artifacts:

@@ -495,6 +495,14 @@ def test_an_unreachable_mlflow_server_costs_one_warning_and_no_trial(tmp_path):
     assert len(comparable(out / "tiny" / "records")) == 2
 
 
+def test_syncing_to_an_unreachable_mlflow_server_is_an_error():
+    suite, out, _ = finished()
+    ran = cli("mlflow-sync", "--suite", suite, "--out", out, "--tracking-uri", "http://127.0.0.1:1")
+    assert (ran.code, ran.out) == (1, "")
+    assert len(ran.err.splitlines()) == 1
+    assert ran.err.startswith("error: MLflow at http://127.0.0.1:1 failed")
+
+
 def test_doctor_names_what_is_amiss(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
