@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from benchmarks.training import Progress
 
 _TAG = "trial_id"
+_LAST = "/steps_logged"
 _BATCH = 1000
 _MAX_PARAM = 500
 
@@ -46,7 +47,7 @@ class Tracker:
         self._client: Any = None
         self._experiment = self._parent = ""
         self._runs: dict[str, str] = {}
-        self._logged: dict[str, int] = {}
+        self._logged: dict[str, dict[str, int]] = {}
         self._broken = False
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = Thread(target=self._work, name="mlflow", daemon=True)
@@ -111,9 +112,11 @@ class Tracker:
             found = self._client.search_runs([self._experiment], f"tags.{_TAG} = '{trial.id}'", max_results=1)
             if found:
                 self._runs[trial.id] = found[0].info.run_id
-                self._logged[trial.id] = int(found[0].data.metrics.get("steps_logged", 0))
+                there = found[0].data.metrics.items()
+                self._logged[trial.id] = {k.removesuffix(_LAST): int(v) for k, v in there if k.endswith(_LAST)}
             else:
                 self._runs[trial.id] = self._create(trial)
+                self._logged[trial.id] = {}
         return self._runs[trial.id]
 
     def _create(self, trial: Trial) -> str:
@@ -134,17 +137,18 @@ class Tracker:
         from mlflow.entities import Metric
 
         run_id, now = self._run(trial), int(time.time() * 1000)
-        # Steps of the search and of fine-tuning count on: fine-tuning's stage starts after the search's last step.
-        fresh = [(stage, step, row) for stage, step, row in rows if _order(stage, step) > self._logged.get(trial.id, 0)]
+        # By stage: the scores on validation come with the record only, when fine-tuning's steps are all there.
+        logged = self._logged[trial.id]
+        fresh = [(stage, step, row) for stage, step, row in rows if step > logged.get(stage, 0)]
         metrics = [
             Metric(f"{stage}/{name}", float(value), now, step)
             for stage, step, row in fresh
             for name, value in row.items()
             if name != "step" and isinstance(value, int | float)
         ]
-        if fresh:
-            self._logged[trial.id] = max(_order(stage, step) for stage, step, _ in fresh)
-            metrics.append(Metric("steps_logged", float(self._logged[trial.id]), now, 0))
+        for stage in dict.fromkeys(stage for stage, _, _ in fresh):
+            logged[stage] = max(step for other, step, _ in fresh if other == stage)
+            metrics.append(Metric(f"{stage}{_LAST}", float(logged[stage]), now, 0))
         for start in range(0, len(metrics), _BATCH):
             self._client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
 
@@ -165,10 +169,6 @@ class Tracker:
         if result.get("policy"):
             self._client.log_text(run_id, json.dumps(result["policy"], indent=1), "policy.json")
         self._client.set_terminated(run_id, "FINISHED" if record.status == "ok" else "FAILED")
-
-
-def _order(stage: str, step: int) -> int:
-    return step + (10**9 if stage == "finetune" else 0)
 
 
 def _cost_metrics(result: dict[str, Any]) -> dict[str, float]:

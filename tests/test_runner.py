@@ -8,8 +8,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +23,10 @@ from benchmarks.data.folders import DATA_VARIABLE
 from benchmarks.evaluation import Score
 from benchmarks.record import read_record, write_text_atomic
 from benchmarks.suite import load_suite, plan
+from benchmarks.tracking import Tracker
+from benchmarks.training import Progress
 from benchmarks.workspace import Workspace
-from tests.fabricated import write_records
+from tests.fabricated import make_record, write_records
 from tests.harness import (
     METHODS,
     ROOT,
@@ -482,6 +486,51 @@ def test_mlflow_has_a_nested_run_per_trial_and_syncing_adds_nothing_twice(tmp_pa
         assert len(metrics.get("finetune/loss", [])) == len(record.result["curves"]["finetune"])
     assert cli("mlflow-sync", "--suite", suite, "--out", copy, mlflow=True).code == 0
     assert mirrored(copy) == once
+
+
+class KeptMetrics:
+    """A client of MLflow that keeps one run's metrics and nothing else."""
+
+    def __init__(self) -> None:
+        self.runs: list[Any] = []
+        self.logged: list[tuple[str, int]] = []
+        self.last: dict[str, float] = {}
+
+    def search_runs(self, *_what: object, **_how: object) -> list[Any]:
+        return self.runs
+
+    def create_run(self, *_what: object, **_how: object) -> Any:
+        self.runs = [SimpleNamespace(info=SimpleNamespace(run_id="a"), data=SimpleNamespace(metrics=self.last))]
+        return self.runs[0]
+
+    def get_run(self, _run: str) -> Any:
+        return self.runs[0]
+
+    def log_batch(self, _run: str, metrics: Sequence[Any] = (), **_others: object) -> None:
+        self.logged += [(metric.key, metric.step) for metric in metrics]
+        self.last |= {metric.key: metric.value for metric in metrics}
+
+    def log_text(self, *_what: object) -> None: ...
+    def set_terminated(self, *_what: object) -> None: ...
+
+
+def test_scores_on_validation_are_logged_after_fine_tuning_s_steps_and_once(tmp_path):
+    trial = plan(load_suite("smoke")).trials[0]
+    rows = {stage: [{"step": step, "loss": 1.0} for step in (1, 2, 3, 4)] for stage in ("search", "finetune")}
+    curves = {**rows, "validation": [{"step": step, "accuracy": 0.5} for step in (2, 4)]}
+    record = make_record(trial, lambda _trial, result, _observed: result.update(curves=curves))
+    client, failures = KeptMetrics(), []
+    for _ in range(2):  # the second finds what the first has left
+        tracker = Tracker(load_suite("smoke"), tmp_path, "nowhere", failures.append)
+        tracker._client = client
+        for stage in rows:
+            tracker.progress(trial, [Progress(stage, row["step"], 4, row) for row in rows[stage][:3]])
+        tracker.finished(trial, record)
+        tracker.close()
+    assert failures == []
+    curve = [(key, step) for key, step in client.logged if key.endswith(("/loss", "/accuracy"))]
+    steps = {"search/loss": (1, 2, 3, 4), "finetune/loss": (1, 2, 3, 4), "validation/accuracy": (2, 4)}
+    assert sorted(curve) == sorted((key, step) for key, found in steps.items() for step in found)
 
 
 def test_an_unreachable_mlflow_server_costs_one_warning_and_no_trial(tmp_path):
