@@ -125,7 +125,8 @@ class NarrowResNet18(ResNet):
 
 
 def _resnet18(spec: ModelSpec, classes: int) -> nn.Module:
-    base = round(64 * spec.width)
+    if (base := round(64 * spec.width)) < 1:
+        raise SuiteError(f"resnet18 at width {spec.width:g} has no channels; its first width is 64 times that")
     model: ResNet = zoo.resnet18(num_classes=classes) if base == 64 else NarrowResNet18(base, classes)
     if spec.form == "small":
         model.conv1 = nn.Conv2d(CHANNELS, base, 3, stride=1, padding=1, bias=False)

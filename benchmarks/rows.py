@@ -39,17 +39,23 @@ def options_of(entry: MethodEntry) -> dict[str, Any]:
 
 
 def rows_of_grid(entry: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of an entry's grid, each with its settings and named for them."""
+    """The rows of an entry's grid, each with its settings and named for them. Raises ValueError."""
     if not (grid := entry.get("grid")):
         return [entry]
-    if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
+    if not isinstance(grid, dict) or not all(
+        isinstance(key, str) and isinstance(values, list) and values for key, values in grid.items()
+    ):
         raise ValueError("grid: give lists of values by key, such as {recipe.optimizer.lr: [0.001, 0.003]}")
     plain = {key: value for key, value in entry.items() if key != "grid"}
+    try:
+        whole = MethodEntry.model_validate(plain)
+    except ValidationError as error:
+        raise ValueError(explain(error, MethodEntry)) from None
     return [
         {
             **plain,
-            "label": ", ".join([entry.get("label") or entry["name"], *map(_value_name, grid, values)]),
-            "settings": {**entry.get("settings", {}), **dict(zip(grid, values, strict=True))},
+            "label": ", ".join([whole.row, *map(_value_name, grid, values)]),
+            "settings": {**whole.settings, **dict(zip(grid, values, strict=True))},
         }
         for values in product(*grid.values())
     ]

@@ -29,9 +29,9 @@ PROTOCOL = 1
 
 
 class Config(BaseModel):
-    """Base of every part of a suite: keyword-only, frozen, unknown keys refused."""
+    """Base of every part of a suite: keyword-only, frozen; unknown keys and numbers that are not finite are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 Bits = Annotated[int, Field(ge=1, le=8)]

@@ -139,6 +139,8 @@ class Suite(Config):
         def whole(value: Any) -> Any:
             if isinstance(value, dict):
                 return {name: whole(number) for name, number in value.items()}
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{value} is no number of BOPs")
             return round(value) if isinstance(value, float) else value
 
         return tuple(whole(value) for value in ceilings) if isinstance(ceilings, Sequence) else ceilings
@@ -262,7 +264,11 @@ def plan(suite: Suite) -> Plan:
 
 def _check_options(entry: MethodEntry, model: ModelSpec, ledger: Ledger) -> None:
     try:
-        load_method(entry.name).Options.model_validate(entry.options).check(ledger)
+        options = options_of(entry)
+    except ValueError as error:
+        raise SuiteError(str(error)) from None
+    try:
+        load_method(entry.name).Options.model_validate(options).check(ledger)
     except ValueError as error:
         raise SuiteError(f"options of {entry.row} do not fit {model.name}: {error}") from None
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class MethodOptions(BaseModel):
-    """Base of every method's options: frozen, and unknown keys are errors."""
+    """Base of every method's options: frozen; unknown keys and numbers that are not finite are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def check(self, ledger: Ledger) -> None:
         """Raises ValueError if these options do not fit the network, such as a policy of another one."""

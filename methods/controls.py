@@ -60,7 +60,7 @@ def read_policy(path: Path) -> Policy:
     except (OSError, ValueError) as error:
         raise PolicyError(f"cannot read the policy {path}: {error}") from error
     if isinstance(data, dict) and "result" in data:
-        data = data["result"].get("policy")
+        data = data["result"].get("policy") if isinstance(data["result"], dict) else None
     try:
         return Policy.from_dict(data)
     except PolicyError as error:

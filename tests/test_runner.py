@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import shlex
 import shutil
 import subprocess
@@ -119,6 +120,7 @@ def refused(ran: Ran, *parts: str) -> None:
         (["--suite", "smoke", "--set", "recipe.batch_size"], ["key=value"]),
         (["--suite", "smoke", "--set", "suite.name=3"], ["'suite' holds no keys"]),
         (["--suite", "smoke", "--seeds", "0,x"], ["whole numbers"]),
+        (["plan", "--suite", "smoke", "--methods", "given"], ["options of given: policy"]),
         (["--suit", "smoke"], ["--suit", "--help"]),
         (["lst"], ["lst", "--help"]),
         (["trial", "ffff", "--suite", "smoke"], ["ffff", "plan"]),
@@ -132,6 +134,9 @@ def test_wrong_use_is_one_message_with_the_known_and_the_nearest(arguments, part
     assert not (tmp_path / "out").exists()
 
 
+LR_GRID = {"recipe.optimizer.lr": [0.001, 0.003]}
+
+
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
@@ -143,6 +148,15 @@ def test_wrong_use_is_one_message_with_the_known_and_the_nearest(arguments, part
         ({"methods": ["hawq", "hawq"]}, ["must differ"]),
         ({"ceilings": ["uniform:4"]}, ["uniform:w4a4"]),
         ({"recipe": {**TINY["recipe"], "micro_batch": 5}}, ["micro_batch 5", "batch_size 8"]),
+        ({"compute": {"epochs": math.inf}}, ["compute.epochs", "finite"]),
+        ({"recipe": {**TINY["recipe"], "optimizer": {"lr": math.inf}}}, ["recipe.optimizer.lr", "finite"]),
+        ({"methods": [{"name": "metamix", "options": {"lr_scale": math.inf}}]}, ["options of metamix", "finite"]),
+        ({"ceilings": [math.inf]}, ["ceilings", "inf is no number of BOPs"]),
+        ({"methods": [{"grid": LR_GRID}]}, ["name"]),
+        ({"methods": [{"name": "hawq", "label": ["a"], "grid": LR_GRID}]}, ["label"]),
+        ({"methods": [{"name": "hawq", "settings": 3, "grid": LR_GRID}]}, ["settings"]),
+        ({"methods": [{"name": "hawq", "grid": {3: [4]}}]}, ["grid: give lists of values by key"]),
+        ({"models": [{"name": "resnet18", "width": 0.001, "form": "small"}]}, ["resnet18", "0.001"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -177,6 +191,12 @@ def test_an_unknown_layer_of_a_given_policy_is_refused_before_anything_runs(tmp_
     assert cli("plan", "--suite", given_suite(tmp_path, right)).code == 0
     del right[searchable[-1]]
     refused(cli("plan", "--suite", given_suite(tmp_path, right)), searchable[-1])
+
+
+def test_a_record_without_a_result_is_no_policy(tmp_path):
+    path = given_suite(tmp_path, {})
+    (tmp_path / "policy.json").write_text('{"result": 5}')
+    refused(cli("plan", "--suite", path), "policy.json", "not a policy")
 
 
 def test_a_ceiling_below_the_cheapest_policy_is_refused_with_both_figures(tmp_path):
