@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from benchmarks.data.folders import DataError
-from benchmarks.engines import EngineError, run_jobs
+from benchmarks.engines import EngineError, Outcome, run_jobs
 from benchmarks.messages import SuiteError, unknown
 from benchmarks.record import Record, RecordError, Records
 from benchmarks.rows import MethodEntry, options_of
@@ -100,7 +100,7 @@ def run(
         console.print(f"{kept.fetch(session.jobs, session.workspace)} results fetched from {storage}", markup=False)
     if retry:
         session.forget_failures()
-    lost: dict[str, str] = {}
+    lost: dict[str, Outcome] = {}
     if session.missing():
         lost = run_missing(session, engine_named(engine, address, session.suite), tracking_uri, kept)
     if kept:
@@ -108,14 +108,21 @@ def run(
     _finish(context, session, lost)
 
 
-def _finish(context: typer.Context, session: Session, lost: dict[str, str]) -> None:
-    """Report, say where everything is, and exit with 1 if some trial failed or was lost."""
+def _finish(context: typer.Context, session: Session, lost: dict[str, Outcome]) -> None:
+    """Report, say where everything is, and exit with 1 if some trial failed or was lost, with 2 if by wrong use."""
     _report(session)
     amiss = say_amiss(session, lost)
     _say_where(context, session)
+    _stop_at_wrong_use(lost)
     if amiss:
         console.print("some trials failed or were lost: run the same command again (--retry failed for failed ones)")
         raise typer.Exit(FAILED)
+
+
+def _stop_at_wrong_use(lost: dict[str, Outcome]) -> None:
+    """Exit with 2 where all that was lost would be lost again."""
+    if lost and all(outcome.wrong_use for outcome in lost.values()):
+        raise typer.Exit(WRONG_USE)
 
 
 def _say_where(context: typer.Context, session: Session) -> None:
@@ -188,12 +195,14 @@ def sweep(
     }
     for warning in whole.plan.warnings:
         warn(warning)
-    amiss = False
+    amiss, all_lost = False, dict[str, Outcome]()
     for session in sessions.values():
         lost = run_missing(session, engine_named(engine, address, session.suite), None) if session.missing() else {}
         amiss |= say_amiss(session, lost)
+        all_lost |= lost
     found = {share: _gathered(session, session.workspace.records) for share, session in sessions.items()}
     console.print(f"stability: {write(found, whole.workspace.report)}", markup=False)
+    _stop_at_wrong_use(all_lost)
     if amiss:
         console.print("some trials failed or were lost: run the same command again")
         raise typer.Exit(FAILED)
@@ -342,8 +351,9 @@ def trial(
     if kept:
         kept.keep(needed, session.workspace)
     if lost:
-        errors.print(f"lost: {job.label}: {lost[job.key]}", markup=False)
-        raise typer.Exit(FAILED)
+        outcome = lost[job.key]
+        errors.print(f"{'error' if outcome.wrong_use else 'lost'}: {job.label}: {outcome.message}", markup=False)
+        raise typer.Exit(WRONG_USE if outcome.wrong_use else FAILED)
     console.print(f"record: {session.workspace.records.path(chosen.id)}", markup=False)
     say_next(context, "report")
     record = session.workspace.records.get(chosen.id)

@@ -15,6 +15,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from benchmarks.messages import SuiteError
 from benchmarks.plugins import MODELS, load_plugin
 from benchmarks.spec import DataSpec, ModelSpec
+from benchmarks.suite import require_fit
 from methods.quantization.convert import ledger_of, replace_activations
 from methods.quantization.cost import Ledger
 
@@ -60,11 +61,7 @@ def require_weights(spec: ModelSpec, data: DataSpec) -> None:
     enum = zoo.get_model_weights(spec.name)
     if spec.weights not in enum.__members__:
         raise SuiteError(f"{spec.name} has no weights {spec.weights!r}; known: {', '.join(enum.__members__)}")
-    if spec.width != 1.0 or spec.form != "imagenet" or data.classes != 1000:
-        raise SuiteError(
-            f"{spec.weights} fits {spec.name} at width 1 with 1000 classes, not width {spec.width:g} with "
-            f"{data.classes} classes; train from scratch with --set weights=none"
-        )
+    require_fit(spec, data)
 
 
 def weights_file(spec: ModelSpec, folder: Path | None) -> Path:
@@ -138,8 +135,6 @@ def _resnet18(spec: ModelSpec, classes: int) -> nn.Module:
 
 def _resnet101(spec: ModelSpec, classes: int) -> nn.Module:
     """A teacher: at its own width, for images of ImageNet's size."""
-    if spec.width != 1.0 or spec.form != "imagenet":
-        raise SuiteError("resnet101 is a teacher, at width 1 and form imagenet")
     network: nn.Module = zoo.resnet101(num_classes=classes)
     return network
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def run_missing(
     session: Session, engine: Engine, tracking_uri: str | None = None, storage: Storage | None = None
-) -> dict[str, str]:
+) -> dict[str, Outcome]:
     """Run what is missing; returns what was lost. storage: kept there as well."""
     from benchmarks.progress import View
 
@@ -100,22 +100,23 @@ def tracker_for(session: Session, uri: str | None, failed: Callable[[str], None]
     return Tracker(session.suite, out, uri or default_uri(out), failed or go_on)
 
 
-def say_amiss(session: Session, lost: dict[str, str]) -> bool:
+def say_amiss(session: Session, lost: dict[str, Outcome]) -> bool:
     """Print what failed or was lost; whether there was any."""
     records = [session.workspace.records.get(trial.id) for trial in session.plan.trials]
     failed = [record for record in records if record and record.status in ("failed", "over_ceiling")]
     names = {job.key: job.label for job in session.jobs}
     for message, keys in _by_message(lost).items():
         more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-        errors.print(f"lost: {names[keys[0]]}{more}: {message}", markup=False)
+        what = "error" if lost[keys[0]].wrong_use else "lost"
+        errors.print(f"{what}: {names[keys[0]]}{more}: {message}", markup=False)
     for record in failed:
         errors.print(f"{record.status}: {names[record.id]}: {record.result['reason']['message']}", markup=False)
     return bool(failed or lost)
 
 
-def _by_message(lost: dict[str, str]) -> dict[str, list[str]]:
+def _by_message(lost: dict[str, Outcome]) -> dict[str, list[str]]:
     """Lost jobs grouped by what they died of: one missing file may cost a whole suite."""
     groups: dict[str, list[str]] = {}
-    for key, message in lost.items():
-        groups.setdefault(message, []).append(key)
+    for key, outcome in lost.items():
+        groups.setdefault(outcome.message, []).append(key)
     return groups

@@ -14,7 +14,7 @@ from benchmarks.data.folders import find_folder, fit_classes
 from benchmarks.data.listing import check_manifest
 from benchmarks.engines import Job, jobs_of
 from benchmarks.messages import SuiteError
-from benchmarks.suite import Plan, Suite, Trial, load_suite, plan, select
+from benchmarks.suite import Plan, Suite, Trial, load_suite, plan, require_fit, select
 from benchmarks.workspace import Workspace
 
 
@@ -74,7 +74,10 @@ def open_session(
     needs_data: bool = True,
     **workspace: Any,
 ) -> Session:
-    """Load, cut down and plan a suite. Raises SuiteError and DataError."""
+    """Load, cut down and plan a suite. Raises SuiteError and DataError.
+
+    Whether published weights fit is looked at here, once it is known how many classes the folder has.
+    """
     chosen = load_suite(suite, dict(assignment(text) for text in overrides))
     chosen = select(chosen, methods=_names(methods), models=_names(models), seeds=_seeds(seeds))
     folder = find_folder(chosen.data.dataset, data) if needs_data or data else None
@@ -90,7 +93,11 @@ def open_session(
     place = Workspace(out, chosen.suite, folder and folder.resolve(), **settings)
     if needs_data and folder is not None and chosen.data.dataset == "imagefolder":
         check_manifest(chosen.data, folder, allow_bad_images=place.allow_bad_images)
-    return Session(chosen, plan(chosen), place)
+    found = plan(chosen)
+    for start in found.starts:
+        if start.pretraining is None:
+            require_fit(start.model, start.data)
+    return Session(chosen, found, place)
 
 
 def assignment(text: str) -> tuple[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
@@ -67,6 +67,23 @@ class ModelSpec(Config):
     form: Literal["imagenet", "small"] = "imagenet"
     weights: str | None = None
 
+    @model_validator(mode="after")
+    def _applies(self) -> Self:
+        if self.name == "resnet101" and (self.width != 1.0 or self.form != "imagenet"):
+            raise ValueError("resnet101 is a teacher, at width 1 and form imagenet")
+        return self
+
+
+class _Made(NamedTuple):
+    """A dataset that is as it is. image_size: None where images are resized."""
+
+    classes: int
+    image_size: int | None
+    train: int
+
+
+_MADE = {"digits": _Made(10, None, 960), "cifar10": _Made(10, 32, 45_000), "cifar100": _Made(100, 32, 45_000)}
+
 
 class DataSpec(Config):
     """Dataset and image pipeline.
@@ -88,7 +105,18 @@ class DataSpec(Config):
             raise ValueError(f"short_side and share are for folders of image files, not for {self.dataset}")
         if self.dataset == "digits" and self.augment == "randaugment":
             raise ValueError("randaugment is for photographs, not for digits; it has affine")
+        if made := _MADE.get(self.dataset):
+            if self.classes != made.classes:
+                raise ValueError(f"{self.dataset} has {made.classes} classes, not {self.classes}")
+            if made.image_size not in (None, self.image_size):
+                raise ValueError(f"{self.dataset} has images of {made.image_size} pixels, not {self.image_size}")
         return self
+
+    @property
+    def train_images(self) -> int | None:
+        """How many images there are to train on, where that is known without looking at them."""
+        made = _MADE.get(self.dataset)
+        return made and made.train
 
 
 class ProceduralSpec(DataSpec):
@@ -111,6 +139,10 @@ class ProceduralSpec(DataSpec):
         if (preset := PRESETS.get(name := str(given.get("preset")))) is None:
             raise ValueError(unknown("preset", name, sorted(PRESETS)))
         return {name: getattr(preset, name) for name in ("image_size", "classes", *SPLITS)} | given
+
+    @property
+    def train_images(self) -> int:
+        return self.train
 
 
 def _kind_of_data(given: Any) -> str:

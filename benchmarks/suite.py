@@ -19,6 +19,7 @@ from benchmarks.spec import (
     AnyData,
     ComputeSpec,
     Config,
+    DataSpec,
     MethodSpec,
     ModelName,
     ModelSpec,
@@ -163,7 +164,10 @@ class Suite(Config):
             if name not in known:
                 raise ValueError(f"compute.search_share: {unknown('method', name, known)}")
         recipes = [settled(entry, self.quantizer, self.recipe)[1] for entry in self.methods]
+        images = self.data.train_images
         for recipe in (self.recipe, self.pretraining.recipe, *recipes):
+            if images is not None and recipe.batch_size > images:
+                raise ValueError(f"batch_size {recipe.batch_size} exceeds the {images:,} images to train on; lower it")
             if (parts := recipe.batch_size // recipe.micro_batch) % self.resources.workers_per_trial:
                 raise ValueError(
                     f"resources.workers_per_trial {self.resources.workers_per_trial} does not divide the {parts} "
@@ -301,6 +305,16 @@ def _cell(suite: Suite, model: ModelSpec, ledger: Ledger, ceiling: str, budget: 
 
 def _published(suite: Suite, model: ModelSpec) -> bool:
     return suite.weights == "given" and model.weights is not None
+
+
+def require_fit(model: ModelSpec, data: DataSpec) -> None:
+    """Raises SuiteError unless published weights fit such a network; torchvision has them for one form of each."""
+    if model.width != 1.0 or model.form != "imagenet" or data.classes != 1000:
+        raise SuiteError(
+            f"{model.weights} fits {model.name} at width 1 and form imagenet with 1000 classes, not width "
+            f"{model.width:g} and form {model.form} with {data.classes} classes; train from scratch with "
+            "--set weights=none"
+        )
 
 
 def _teacher(suite: Suite) -> StartSpec | None:

@@ -283,6 +283,11 @@ def test_an_unreadable_image_is_named_when_it_is_needed(tree):
         data.test.load(np.arange(2), None)
 
 
+def test_how_many_images_there_are_is_known_without_them():
+    assert DIGITS.train_images == len(load_dataset(DIGITS, None).train)
+    assert FOLDER.train_images is None
+
+
 def test_the_number_of_classes_must_fit(tree):
     with pytest.raises(SuiteError, match="has 2 classes, the suite says 3"):
         load_dataset(FOLDER.model_copy(update={"classes": 3}), tree)

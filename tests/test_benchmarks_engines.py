@@ -60,7 +60,7 @@ def test_a_job_without_a_result_is_lost_whatever_its_engine_says(tmp_path, monke
     jobs, endings = jobs_of(plan(tiny_suite(methods=["uniform-lsq"]))), Endings()
     lost = run_jobs(Elsewhere(), jobs, Workspace(tmp_path, "tiny"), endings)
     assert set(lost) == {job.key for job in jobs}
-    assert all("is --out on a shared file system?" in message for message in lost.values())
+    assert all("is --out on a shared file system?" in outcome.message for outcome in lost.values())
     assert [outcome.status for outcome in endings.seen] == ["lost"] * len(jobs)
 
 

@@ -22,10 +22,12 @@ from PIL import Image
 from benchmarks import rescoring, session
 from benchmarks.data.folders import DATA_VARIABLE
 from benchmarks.evaluation import Score
+from benchmarks.messages import SuiteError
 from benchmarks.record import read_record, write_text_atomic
 from benchmarks.suite import load_suite, plan
 from benchmarks.tracking import Tracker
 from benchmarks.training import Progress
+from benchmarks.trial import run as run_trial
 from benchmarks.workspace import Workspace
 from tests.fabricated import make_record, write_records
 from tests.harness import (
@@ -157,6 +159,18 @@ LR_GRID = {"recipe.optimizer.lr": [0.001, 0.003]}
         ({"methods": [{"name": "hawq", "settings": 3, "grid": LR_GRID}]}, ["settings"]),
         ({"methods": [{"name": "hawq", "grid": {3: [4]}}]}, ["grid: give lists of values by key"]),
         ({"models": [{"name": "resnet18", "width": 0.001, "form": "small"}]}, ["resnet18", "0.001"]),
+        ({"data": {**TINY["data"], "classes": 12}}, ["digits has 10 classes, not 12"]),
+        ({"data": {"dataset": "cifar10", "image_size": 64, "classes": 10}}, ["cifar10 has images of 32 pixels"]),
+        ({"recipe": {**TINY["recipe"], "batch_size": 1024}}, ["batch_size 1024 exceeds the 960 images"]),
+        (
+            {"data": {"dataset": "procedural", "preset": "procedural-20", "train": 32}},
+            ["batch_size 64 exceeds the 32 images"],
+        ),
+        ({"teacher": {"name": "resnet101", "width": 0.5}}, ["teacher", "at width 1"]),
+        (
+            {"models": [{**TINY["models"][0], "weights": "IMAGENET1K_V1"}]},
+            ["fits resnet18 at width 1", "form small with 10 classes", "weights=none"],
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -305,6 +319,29 @@ def test_a_damaged_checkpoint_loses_its_trial_and_nothing_else(tmp_path):
     checkpoint.unlink()  # as the message says
     assert cli(*arguments).code == 0
     assert comparable(out / "tiny" / "records") == before
+
+
+def test_what_would_be_lost_again_is_wrong_use_and_the_rest_is_done(tmp_path, monkeypatch):
+    out = copy_finished(tmp_path)
+    paths = [only_record(out, method) for method in ("random", "uniform-lsq")]
+
+    def harmed(spec: Any, *_others: Any) -> Any:
+        if spec.method.name != "random":
+            return run_trial(spec, *_others)
+        raise SuiteError("lower it")
+
+    monkeypatch.setattr("benchmarks.trial.run", harmed)
+    for path in paths:
+        path.unlink()
+    ran = cli("--suite", finished().suite, "--out", out, "--engine", "local")
+    assert ran.code == 2
+    (said,) = [line for line in ran.err.splitlines() if not line.startswith("warning: ")]
+    assert said.startswith("error: ")
+    assert said.endswith("seed 0: lower it")
+    assert "same command again" not in ran.out
+    assert [path.exists() for path in paths] == [False, True]
+    alone = cli("trial", paths[0].stem, "--suite", finished().suite, "--out", out)
+    assert (alone.code, alone.err) == (2, said + "\n")
 
 
 def test_the_kept_network_scores_as_its_record_says():

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from benchmarks.messages import SuiteError
 from benchmarks.spec import StartSpec, TrialSpec
 from benchmarks.suite import Plan
 from benchmarks.workspace import Workspace
@@ -54,10 +55,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended. lost: by no fault of a method, and without a record; busy: another run has it."""
+    """How a job ended. lost: by no fault of a method, and without a record; busy: another run has it.
+
+    wrong_use: lost because the suite asks for what cannot be, and so it would be again.
+    """
 
     status: Literal["done", "busy", "lost"]
     message: str = ""
+    wrong_use: bool = False
 
 
 class Observer(Protocol):
@@ -119,7 +124,7 @@ def work(job: Job, workspace: Workspace, ranks: Ranks | None = None) -> Iterator
     except Exception as error:
         if not (isinstance(error, DivergedError) or machine_s_fault(error)):
             raise
-        yield Outcome("lost", str(error) or traceback.format_exc())
+        yield Outcome("lost", str(error) or traceback.format_exc(), isinstance(error, SuiteError))
         return
     yield Outcome("done")
 
@@ -154,19 +159,19 @@ class _Watch:
             self.observer.ended(job, self.outcomes[job.key])
 
 
-def run_jobs(engine: Engine, jobs: Iterable[Job], workspace: Workspace, observer: Observer) -> dict[str, str]:
-    """Run what has no result yet, sharing the work with other runs on the same folder; returns lost jobs' messages.
+def run_jobs(engine: Engine, jobs: Iterable[Job], workspace: Workspace, observer: Observer) -> dict[str, Outcome]:
+    """Run what has no result yet, sharing the work with other runs on the same folder; returns what was lost.
 
     Jobs that another run holds are waited for, and taken over if that run ends without them.
     """
-    lost: dict[str, str] = {}
+    lost: dict[str, Outcome] = {}
     pending = [job for job in jobs if not job.done(workspace)]
     while pending:
         watch = _Watch(observer, workspace)
         engine.run(pending, workspace, watch)
         watch.wait()
         outcomes = watch.outcomes
-        lost |= {key: outcome.message for key, outcome in outcomes.items() if outcome.status == "lost"}
+        lost |= {key: outcome for key, outcome in outcomes.items() if outcome.status == "lost"}
         waiting = [job for job in pending if job.key not in outcomes or outcomes[job.key].status == "busy"]
         pending = list(_free(waiting, workspace, observer))
     return lost
