@@ -90,6 +90,9 @@ def _space(out: Path) -> Iterator[Finding]:
     place = out.resolve()
     while not place.exists():
         place = place.parent
+    if not place.is_dir():
+        yield Finding(False, f"{place} is no folder: choose another with --out")
+        return
     free = shutil.disk_usage(place).free / 1e9
     yield Finding(free >= _MIN_DISK_GB, f"{free:.1f} GB free for {out} ({_MIN_DISK_GB} GB are needed)")
     yield Finding(os.access(place, os.W_OK), f"{out} can be written to (else choose another with --out)")

@@ -164,6 +164,14 @@ def test_shared_memory_holds_what_was_measured_on_imagenet(monkeypatch):
     assert doctor._loaded_bytes(load_suite("imagenet-full", {"resources.loaders": 0})) == 0
 
 
+@pytest.mark.parametrize("below", ["", "below"])
+def test_a_file_is_no_output_folder(tmp_path, below):
+    file = tmp_path / "there"
+    file.touch()
+    (said,) = problems("--suite", "smoke", "--out", file / below)
+    assert said == f"{file.resolve()} is no folder: choose another with --out"
+
+
 @pytest.mark.parametrize("place", ["no/such/folder/yet", "there"])
 def test_a_folder_that_is_not_there_yet_is_judged_by_its_parents(tmp_path, place):
     (tmp_path / "there").mkdir()
