@@ -14,6 +14,10 @@ class SuiteError(ValueError):
     """A suite, trial or option that cannot be used; the message says what to change."""
 
 
+_ELSEWHERE = {"epochs": "epochs of fine-tuning are compute.epochs, of float training pretraining.epochs"}
+"""Where keys are that are often looked for in another place."""
+
+
 def unknown(what: str, name: str, known: Sequence[str]) -> str:
     """`unknown method 'metamx'; known: hawq, metamix; did you mean 'metamix'?`"""
     near = get_close_matches(name, known, n=1)
@@ -27,7 +31,8 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> str:
     place, model = _walk(kind, first["loc"])
     where = ".".join(place)
     if first["type"] == "extra_forbidden":
-        return f"{where}: {unknown('key', place[-1], list(model.model_fields))}"
+        elsewhere = f"; {_ELSEWHERE[place[-1]]}" if place[-1] in _ELSEWHERE else ""
+        return f"{where}: {unknown('key', place[-1], list(model.model_fields))}{elsewhere}"
     if first["type"] == "literal_error":
         known = [part.strip(" '") for part in re.split(r",| or ", first["ctx"]["expected"])]
         return f"{where}: {unknown('value', str(first['input']), known)}"

@@ -118,6 +118,7 @@ def refused(ran: Ran, *parts: str) -> None:
         (["--suite", "smoke", "--engine", "rya"], ["'rya'", "local", "did you mean 'ray'?"]),
         (["--suite", "smoke", "--retry", "failures"], ["'failures'", "failed"]),
         (["--suite", "smoke", "--set", "recipe.batchsize=3"], ["'batchsize'", "did you mean 'batch_size'?"]),
+        (["--suite", "smoke", "--set", "recipe.epochs=3"], ["'epochs'", "compute.epochs", "pretraining.epochs"]),
         (["--suite", "smoke", "--set", "data.augment=afine"], ["'afine'", "crop-flip", "did you mean 'affine'?"]),
         (["--suite", "smoke", "--set", "recipe.batch_size"], ["key=value"]),
         (["--suite", "smoke", "--set", "suite.name=3"], ["'suite' holds no keys"]),
