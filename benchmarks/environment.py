@@ -17,7 +17,18 @@ from benchmarks.messages import SuiteError
 SENT_FROM = "MPBENCH_SENT_FROM"
 """Set where code runs that was sent without its history: `source_state` of the checkout that it is from, as JSON."""
 
-PACKAGES = ("torch", "torchvision", "ray", "mlflow", "numpy", "scikit-learn", "scipy", "pandas")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numba",
+    "llvmlite",
+    "ray",
+    "mlflow",
+    "numpy",
+    "scikit-learn",
+    "scipy",
+    "pandas",
+)
 
 
 def configure_torch(threads: int, device: str) -> None:

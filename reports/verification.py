@@ -22,6 +22,8 @@ SAME = (
     "processor",
     "torch",
     "torchvision",
+    "numba",
+    "llvmlite",
     "numpy",
     "scikit-learn",
     "scipy",
@@ -30,7 +32,7 @@ SAME = (
     "quantizer",
     "compile",
 )
-"""Parts of the environment that must be alike for results to be alike to the bit."""
+"""Parts of the environment that must be alike for results to be alike to the bit; older records lack some of them."""
 
 TO_THE_BIT = "to the bit"
 
@@ -116,8 +118,8 @@ def _check(trial: Trial, ours: Record | str | None, theirs: Record, cell: Sequen
 
 
 def _differing(ours: Record, theirs: Record) -> list[str]:
-    environments = [record.observed.get("environment") or {} for record in (ours, theirs)]
-    return [key for key in SAME if environments[0].get(key) != environments[1].get(key)]
+    first, second = (record.observed.get("environment") or {} for record in (ours, theirs))
+    return [key for key in SAME if key in first and key in second and first[key] != second[key]]
 
 
 def on_cpu(record: Record) -> bool:

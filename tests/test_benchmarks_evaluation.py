@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 from enum import Enum
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks import environment
 from benchmarks.audit import AuditError, audit_codes
 from benchmarks.checkpoint import (
     CheckpointError,
@@ -358,3 +360,12 @@ def test_the_environment_is_json_and_names_what_matters():
     assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"] == torch.__version__
     assert {"python", "platform", "processor", "cores", "commit", "dirty"} <= set(found)
     assert np.__version__ == found["numpy"]
+    assert {name: found[name] for name in ("numba", "llvmlite")} == {
+        "numba": version("numba"),
+        "llvmlite": version("llvmlite"),
+    }
+
+
+def test_a_package_that_is_not_there_is_left_out(monkeypatch):
+    monkeypatch.setattr(environment, "PACKAGES", ("numpy", "no-such-package"))
+    assert environment.package_versions.__wrapped__() == {"numpy": np.__version__}

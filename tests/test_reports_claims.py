@@ -217,6 +217,20 @@ def test_another_environment_is_held_to_the_prediction_interval(tmp_path, points
     assert {check.status for key, check in found.items() if key != ("hawq", 1)} == {"reproduced"}
 
 
+def test_what_an_older_record_does_not_say_of_its_environment_counts_as_alike(tmp_path):
+    def with_numba(version):
+        def change(trial, result, observed):
+            accuracies(trial, result, observed)
+            observed["environment"]["numba"] = version
+
+        return change
+
+    for name, ours, theirs in (("a", with_numba("0.63"), accuracies), ("b", accuracies, with_numba("0.63"))):
+        assert {check.why for check in both(tmp_path / name, ours, theirs)} == {"to the bit"}
+    found = both(tmp_path / "other", with_numba("0.64"), with_numba("0.63"))
+    assert all("other numba" in check.why for check in found)
+
+
 def test_only_cpus_are_held_to_the_bit(tmp_path):
     def on_gpu(shift):
         def change(trial, result, observed):
