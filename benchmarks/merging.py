@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import tarfile
 import zipfile
 import zlib
@@ -68,8 +69,10 @@ def merge(sources: Sequence[Path], suite: str, records: Records, trials: Mapping
 def _records_in(source: Path, suite: str) -> Iterator[Record]:
     try:
         files = list(_files_in(source, suite))
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
         raise SuiteError(f"{source}: a damaged archive ({error}); fetch it again") from None
+    except RuntimeError as error:  # zipfile's, of passwords and of compression that it does not know
+        raise SuiteError(f"{source}: {error}; make the archive without a password, as tar.gz or plain zip") from None
     if not files:
         raise SuiteError(f"{source}: holds no records of {suite}; merge takes output folders or folders of records")
     for name, text in files:

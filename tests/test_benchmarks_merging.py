@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import tarfile
 import zipfile
 from dataclasses import replace
@@ -88,6 +89,28 @@ def test_damaged_archives_are_refused(tmp_path, name):
     whole.write_bytes(text[: len(text) // 2] if name.endswith("gz") else text[:60] + b"!" + text[61:])
     with pytest.raises((SuiteError, RecordError), match=r"damaged archive|truncated or not JSON|neither"):
         joined(tmp_path, whole)
+
+
+def test_a_corrupt_xz_archive_is_refused(tmp_path):
+    source, noise = tmp_path / "them.tar.xz", random.Random(0)
+    with tarfile.open(source, "w:xz") as file:
+        info = tarfile.TarInfo("records/x.json")
+        info.size = 100_000
+        file.addfile(info, io.BytesIO(noise.randbytes(info.size)))
+    text = source.read_bytes()
+    source.write_bytes(text[:50_000] + noise.randbytes(300) + text[50_300:])
+    with pytest.raises(SuiteError, match="damaged archive"):
+        joined(tmp_path, source)
+
+
+@pytest.mark.parametrize(("place", "value", "why"), [(8, 1, "encrypted"), (10, 99, "compression method")])
+def test_a_zip_that_cannot_be_opened_is_refused(tmp_path, place, value, why):
+    source = archive(tmp_path / "them.zip", {"records/x.json": b"{}"})
+    text = bytearray(source.read_bytes())
+    text[text.index(b"PK\x01\x02") + place] = value  # flags and method, in the directory at the end
+    source.write_bytes(text)
+    with pytest.raises(SuiteError, match=rf"them.zip: .*{why}.*; make the archive without a password"):
+        joined(tmp_path, source)
 
 
 def test_a_source_without_records_is_refused(tmp_path):
