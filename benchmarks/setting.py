@@ -81,6 +81,7 @@ class Setting:
         lowest = uniform_bits(self.ledger, spec.space.weights[0], spec.space.activations[0])
         problem.trainee = WeightTraining(problem, with_pins(self.ledger, lowest), total=1)
         per_image = problem.price_per_image(WeightTraining.PHASE)
+        problem.trainee = None  # else a method that plans while it is built would have weight training's prices
         quantization_off(problem.model)
         images = self.epoch_steps * spec.recipe.batch_size
         granted, compute = round(spec.compute.epochs * images) * per_image, spec.compute

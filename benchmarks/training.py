@@ -190,8 +190,8 @@ class Problem:
     def price_per_image(self, phase: Phase) -> int:
         """MACs per image of one step of `phase`: the step is run once on a few images, and all of it is undone."""
         if phase.name not in self._prices:
-            assert self.trainee is not None
-            trainee = self.trainee
+            if (trainee := self.trainee) is None:
+                raise RuntimeError(f"no step of {phase.name} can be run while the method is built; plan in phase()")
             images = min(_PRICED_IMAGES, self.recipe.micro_batch)
             sample = replace(self.batches(phase, "price"), batch_size=images, micro_batch=images).next()[0]
             batch = [MicroBatch(sample.images, sample.labels)]

@@ -103,7 +103,7 @@ class Problem(Protocol):
         """Which of several draws of a random control this is."""
 
     def price(self, phase: Phase) -> int:
-        """MACs of one step of `phase`, measured."""
+        """MACs of one step of `phase`, measured by running one; hence not to be had in a method's `__init__`."""
 
     def affordable(self, phase: Phase) -> int:
         """Steps of `phase` that the unspent part of the search share pays."""

@@ -96,6 +96,7 @@ def make_problem(
     lowest = uniform_bits(ledger, space.weights[0], space.activations[0])
     problem.trainee = WeightTraining(problem, with_pins(ledger, lowest), total=1)
     price = problem.price(WeightTraining.PHASE)
+    problem.trainee = None
     quantization_off(model)
     problem.account = Account(round(steps * price), price, share)
     return problem

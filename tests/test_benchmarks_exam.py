@@ -60,6 +60,14 @@ class LooksAtTheEnd(MetaMix):
         return super().result()
 
 
+class PlansWhenBuilt(MetaMix):
+    """Asks for prices before there is a step to run."""
+
+    def __init__(self, problem: Any, options: Any) -> None:
+        super().__init__(problem, options)
+        self.phase()
+
+
 class WorksMoreLater(MetaMix):
     """Its third step costs more than the one that was priced."""
 
@@ -89,17 +97,26 @@ def test_an_honest_method_is_not_disturbed() -> None:
     looked(SimpleNamespace(problem=from_end_to_end(MetaMix)))  # afterwards nobody watches
 
 
-def test_in_a_trial_it_is_the_method_s_failure_and_the_record_says_what(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("cheat", "error", "message"),
+    [
+        (LooksAtTheEnd, "UnpaidWorkError", "outside its step"),
+        (PlansWhenBuilt, "RuntimeError", "no step of bit-meta can be run while the method is built; plan in phase()"),
+    ],
+)
+def test_in_a_trial_it_is_the_method_s_failure_and_the_record_says_what(
+    tmp_path, monkeypatch, cheat, error, message
+) -> None:
     (chosen,) = plan(tiny_suite(methods=["metamix"])).trials
     workspace = Workspace(copy_float_starts(tmp_path), "tiny")
-    monkeypatch.setattr(benchmarks.trial, "load_method", lambda _name: LooksAtTheEnd)
+    monkeypatch.setattr(benchmarks.trial, "load_method", lambda _name: cheat)
     for _ in benchmarks.trial.run(chosen.spec, workspace):
         pass
     record = workspace.records.get(chosen.id)
     assert record is not None
     assert record.result["status"] == "failed"
-    assert record.result["reason"]["type"] == "UnpaidWorkError"
-    assert "outside its step" in record.result["reason"]["message"]
+    assert record.result["reason"]["type"] == error
+    assert message in record.result["reason"]["message"]
 
 
 class Dearest(FixedChoice):
