@@ -113,7 +113,6 @@ def _train(
         ledger=(),
         candidates={},
         ceiling=0,
-        draw=0,
         recipe=recipe,
         seed=stream_seed(spec.seed, "pretrain"),
         train=data.train,

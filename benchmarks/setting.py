@@ -58,7 +58,6 @@ class Setting:
             ledger=ledger,
             candidates=candidates,
             ceiling=spec.ceiling_bops or 0,
-            draw=spec.draw,
             recipe=spec.recipe,
             seed=seed,
             train=self.data.train,

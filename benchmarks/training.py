@@ -103,7 +103,6 @@ class Problem:
     ledger: Ledger
     candidates: Candidates
     ceiling: int
-    draw: int
     recipe: Recipe
     seed: int
     train: Split

@@ -98,10 +98,6 @@ class Problem(Protocol):
     def ceiling(self) -> int:
         """Most BOPs (convention edges8) that the returned policy may cost."""
 
-    @property
-    def draw(self) -> int:
-        """Which of several draws of a random control this is."""
-
     def price(self, phase: Phase) -> int:
         """MACs of one step of `phase`, measured by running one; hence not to be had in a method's `__init__`."""
 
@@ -124,7 +120,7 @@ class Problem(Protocol):
         """The recipe's optimizer over `params`; weight decay falls on weights of layers only."""
 
     def stream(self, name: str) -> Generator:
-        """A random generator of this trial's seed, named; the same name gives the same numbers."""
+        """A random generator of this trial's seed and draw, named; the same name gives the same numbers."""
 
     def draws(self, stream: Generator, micro: MicroBatch) -> Generator:
         """What to draw from for one micro-batch: `stream` for a batch's first, a generator of its own for the others.

@@ -34,7 +34,8 @@ class Differentiable:
     """Weights and inputs are mixtures of their quantized versions, weighted by softmax(theta); one convolution a layer.
 
     Weights and theta learn from the same batch and loss, task + penalty * |E[BOPs]/ceiling - 1|, by two optimizers.
-    Then the argmax, projected exactly onto the ceiling. Fine-tuning goes on from the mixture's weights and steps.
+    Then the argmax, projected exactly onto the ceiling. Fine-tuning goes on from the mixture's weights and
+    activation steps; weight steps start anew from those weights.
     Deviation: E[BOPs] counts depthwise layers by their groups, which EdMIPS's own complexity term does not.
     Deviation: `alternate` trains theta on images of its own.
     Deviation: under `gumbel` E[BOPs] is that of softmax(theta), the expectation over the noise of the one-hot that

@@ -300,7 +300,8 @@ class MetaMixJoint(MetaMix):
 
     The bit-meta step quantizes weights too: its branches pair the k-th weight width with the k-th activation width,
     counted from the highest, the lowest of the shorter list repeated, so that every width is trained. The bit-search
-    step mixes both, with logits for each weight and each input.
+    step mixes both, with logits for each weight and each input. Fine-tuning keeps the activation steps; weight steps
+    start anew from the weights.
     """
 
     def charged_weight_bits(self) -> int | None:

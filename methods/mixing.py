@@ -39,7 +39,7 @@ class WidthLogits:
         return list(self.logits.values())
 
     def mix(self, *, hard: bool = False) -> None:
-        """Set every quantizer with logits to their mixture; pinned inputs to 8 bits."""
+        """Set every quantizer with logits to their mixture; the others stay as they are."""
         for quantizer in self.logits:
             quantizer.mix(self.probabilities(quantizer, hard=hard))
 

@@ -175,7 +175,6 @@ def problem_on(network: nn.Module, batch: MicroBatch, space: Space) -> Problem:
         ledger=ledger,
         candidates=candidates,
         ceiling=bops(ledger, uniform_bits(ledger, 4, 4)),
-        draw=0,
         recipe=Recipe(optimizer=OptimizerSpec(name="sgd", lr=1e-6), batch_size=count, micro_batch=count),
         seed=0,
         train=_NoData(),
