@@ -45,16 +45,21 @@ def save_checkpoint(path: Path, trial_id: str, state: dict[str, Any]) -> None:
 def load_checkpoint(path: Path, trial_id: str) -> dict[str, Any] | None:
     """The state saved for a trial, or the one before where the last cannot be trusted; None if there is none.
 
-    Its tensors are on the CPU, wherever they were. Raises CheckpointError if there are files and none can be trusted.
+    Its tensors are on the CPU, wherever they were. What cannot be trusted is removed where the one before can: the next
+    save would put it in that one's place. Raises CheckpointError if there are files and none can be trusted.
     """
     found: CheckpointError | None = None
     for file in (path, previous(path)):
-        if not file.exists():
-            continue
         try:
-            return _load(file, trial_id)
+            state = _load(file, trial_id)
+        except FileNotFoundError:
+            continue
         except CheckpointError as error:
             found = found or error
+            continue
+        if found:
+            path.unlink(missing_ok=True)  # by another rank, if not by this one
+        return state
     if found:
         raise found
     return None

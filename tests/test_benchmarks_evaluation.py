@@ -9,6 +9,7 @@ import pickle
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks import environment
+from benchmarks import checkpoint, environment
 from benchmarks.audit import AuditError, audit_codes
 from benchmarks.checkpoint import (
     CheckpointError,
@@ -180,6 +181,18 @@ def test_a_checkpoint_survives_its_file(tmp_path):
     assert found is not None
     assert torch.equal(found.pop("tensor"), state.pop("tensor"))
     assert found == state
+
+
+def test_a_save_that_fails_after_a_fallback_leaves_what_was_fallen_back_to(tmp_path, monkeypatch):
+    path = tmp_path / "c.pt"
+    for number in (1, 2):
+        save_checkpoint(path, "id", {"number": number})
+    path.write_bytes(path.read_bytes()[:-7])
+    assert load_checkpoint(path, "id") == {"number": 1}
+    monkeypatch.setattr(checkpoint, "write_atomic", mock.Mock(side_effect=OSError("No space left")))
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(path, "id", {"number": 3})
+    assert load_checkpoint(path, "id") == {"number": 1}
 
 
 @pytest.mark.parametrize("place", [0, 40, -1])
