@@ -35,19 +35,28 @@ _MACHINE = (
     "unable to open shared memory object",
     "Too many open files",
     "CUDA error",
+    "CUDA driver error",
+    "No CUDA GPUs are available",
+    "Found no NVIDIA driver",
+    "unable to find an engine to execute this computation",
     "cuDNN error",
     "CUDNN_STATUS_",
     "CUBLAS_STATUS_",
     "NCCL",
 )
 
+_COMPILER = "torch._dynamo.exc.BackendCompilerFailed"
+"""What its errors descend from; named here, as its import takes seconds."""
+
 
 def machine_s_fault(error: Exception) -> bool:
     """Whether an error says nothing about a method.
 
-    So do torch's RuntimeErrors that memory was short, that a GPU or its libraries failed, or that a process which loads
-    images was killed; the latter is raised by a signal, wherever the trial happens to be.
+    So do torch's RuntimeErrors that memory was short, that a GPU, its libraries or a compiler failed, or that a process
+    which loads images was killed; the latter is raised by a signal, wherever the trial happens to be.
     """
     if isinstance(error, INFRASTRUCTURE):
+        return True
+    if any(f"{kind.__module__}.{kind.__qualname__}" == _COMPILER for kind in type(error).__mro__):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _MACHINE)

@@ -99,6 +99,11 @@ def test_a_checkpoint_of_a_gpu_is_read_without_one(tmp_path, monkeypatch):
         ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", True),
         ("CUDNN_BACKEND_OPERATION: cudnnFinalize Failed cudnn_status: CUDNN_STATUS_NOT_SUPPORTED", True),
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("CUDA driver error: unknown error", True),
+        ("No CUDA GPUs are available", True),
+        ("Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU", True),
+        ("GET was unable to find an engine to execute this computation", True),
+        ("FIND was unable to find an engine to execute this computation", True),
         ("Pin memory thread exited unexpectedly", True),
         ("unable to open shared memory object </torch_1_2> in read-write mode: No such file (2)", True),
         ("unable to mmap 64 bytes: Too many open files (24)", True),
@@ -110,3 +115,12 @@ def test_a_checkpoint_of_a_gpu_is_read_without_one(tmp_path, monkeypatch):
 def test_what_a_machine_says_is_told_from_what_a_method_did(message, machine):
     assert machine_s_fault(RuntimeError(message)) is machine
     assert not machine_s_fault(ValueError(message))
+
+
+def test_what_a_compiler_says_is_no_fault_of_the_method():
+    from torch._dynamo.exc import BackendCompilerFailed, Unsupported
+    from torch._inductor.exc import InductorError
+
+    assert machine_s_fault(BackendCompilerFailed(None, OSError("no g++"), None))
+    assert machine_s_fault(InductorError(OSError("no g++"), None))
+    assert not machine_s_fault(Unsupported("a method's own code"))
