@@ -88,6 +88,7 @@ def open_session(
         "compile": resources.compile,
         "ranks": resources.workers_per_trial,
         "loaders": resources.loaders_for(chosen.data.dataset),
+        "checkpoint_seconds": resources.checkpoint_seconds,
         **workspace,
     }
     place = Workspace(out, chosen.suite, folder and folder.resolve(), **settings)

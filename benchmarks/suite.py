@@ -48,6 +48,7 @@ class Resources(Config):
     needs a C++ compiler. Searches, probes and prices never do. loaders: processes that load image files ahead of their
     use; None takes one per core of the trial but one, and none for images that are in memory. workers_per_trial:
     processes that train a trial together, each on its share of every batch's micro-batches, with these resources each.
+    checkpoint_seconds: how often a trial saves itself; 0 saves after every step.
     """
 
     cpus: int = Field(1, ge=1)
@@ -56,6 +57,7 @@ class Resources(Config):
     compile: bool = False
     loaders: int | None = Field(None, ge=0)
     workers_per_trial: int = Field(1, ge=1)
+    checkpoint_seconds: float = Field(10.0, ge=0)
 
     def loaders_for(self, dataset: str) -> int:
         if self.loaders is not None:

@@ -9,11 +9,12 @@ import pytest
 from benchmarks.ledgers import FOLDER, ledger_for, ledger_path
 from benchmarks.messages import SuiteError
 from benchmarks.models import measure_ledger
+from benchmarks.session import open_session
 from benchmarks.suite import Suite, candidates_of, ceiling_name, load_suite, plan, select, suite_names
 from methods import load_method
 from methods.quantization.cost import bops, ledger_from_json, ledger_to_json, uniform_bits
 from methods.quantization.policy import LayerBits
-from tests.harness import TINY, tiny_suite
+from tests.harness import TINY, tiny_suite, write_suite
 
 
 @pytest.mark.parametrize("name", suite_names())
@@ -197,3 +198,12 @@ def test_a_suite_is_what_its_file_says():
 def test_a_ledger_survives_its_file(path: Path):
     text = path.read_text(encoding="utf-8")
     assert ledger_to_json(ledger_from_json(text)) == text
+
+
+def test_how_often_a_trial_saves_itself_is_no_part_of_it(tmp_path):
+    every, usual = (
+        open_session(str(write_suite(tmp_path)), tmp_path, None, overrides=overrides)
+        for overrides in (["resources.checkpoint_seconds=0"], [])
+    )
+    assert (every.workspace.checkpoint_seconds, usual.workspace.checkpoint_seconds) == (0, 10)
+    assert [trial.id for trial in every.plan.trials] == [trial.id for trial in usual.plan.trials]

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -287,14 +286,13 @@ def test_ray_s_ranks_are_those_of_this_machine_also_when_one_is_killed(tmp_path)
     assert not list((out / "tiny" / "ray").rglob("*.json"))
 
 
-def run_with_ray_unsaved(suite: Path, out: Path) -> None:
-    """Trials here save themselves when they are asked to, and only then; a file by their id says that they train."""
+def run_with_ray_noted(suite: Path, out: Path) -> None:
+    """The suite by Ray; a file by a trial's id says that it trains."""
 
     def note(_view: View, job: Job, _progress: Sequence[Any]) -> None:
         (out.parent / job.key).touch()
 
-    unsaved = partial(Workspace, checkpoint_seconds=1e9)
-    with mock.patch("benchmarks.session.Workspace", unsaved), mock.patch.object(View, "progress", note):
+    with mock.patch.object(View, "progress", note):
         run_with_ray(suite, out)
 
 
@@ -308,9 +306,9 @@ def test_sigterm_has_ray_s_trials_save_themselves(tmp_path, ranks):
         recipe=shared,
         pretraining={"epochs": 1, "recipe": {**shared, "batch_size": 64, "micro_batch": 32}},
         compute={"epochs": 100, "search_share": 0.9},
-        resources={"workers_per_trial": ranks},
+        resources={"workers_per_trial": ranks, "checkpoint_seconds": 1e9},  # without the signal it would not save
     )
-    process = start(run_with_ray_unsaved, suite, tmp_path / "out")
+    process = start(run_with_ray_noted, suite, tmp_path / "out")
     (trial,) = plan(load_suite(str(suite))).trials
     checkpoint = Workspace(tmp_path / "out", "tiny").checkpoint(trial.id)
     wait_for(process, (tmp_path / trial.id).exists)
