@@ -111,6 +111,8 @@ def run(spec: TrialSpec, workspace: Workspace, ranks: Ranks = ALONE) -> Generato
     configure_torch(workspace.threads, workspace.device)
     if workspace.compile:
         require_compiler(workspace.device)
+    if workspace.gpu:
+        torch.cuda.reset_peak_memory_stats()
     data = workspace.load_data(spec.data)
     start = yield from float_start(spec.start, workspace, data, ranks)
     device, teacher = torch.device(workspace.device), None
@@ -139,7 +141,7 @@ def run(spec: TrialSpec, workspace: Workspace, ranks: Ranks = ALONE) -> Generato
     observed = {
         "seconds": {**trial.seconds, "total": time.monotonic() - begun},
         "phase_seconds": trial.phase_seconds,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        **_peaks(device),
         "environment": describe(workspace.threads, workspace.device, compiled=workspace.compile),
         "data_digest": data.digest,
         "weights_digest": start.digest,
@@ -157,6 +159,14 @@ def run(spec: TrialSpec, workspace: Workspace, ranks: Ranks = ALONE) -> Generato
     record = Record(spec.id, spec.model_dump(mode="json"), result, observed)
     workspace.records.put(record)
     discard_checkpoint(workspace.checkpoint(spec.id))
+
+
+def _peaks(device: torch.device) -> dict[str, int]:
+    """Most memory at a time: of this process so far, and what its tensors had of a GPU since the trial began."""
+    peaks = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if device.type == "cuda":
+        peaks["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+    return peaks
 
 
 def _recorded(spec: TrialSpec, workspace: Workspace) -> bool:

@@ -91,6 +91,7 @@ def _seen(outcome: Outcome) -> dict[str, Any]:
     return {
         **{f"{name}_seconds": seconds.get(name) for name in SECONDS},
         "peak_memory_bytes": outcome.observed.get("peak_memory_bytes"),
+        "peak_gpu_memory_bytes": outcome.observed.get("peak_gpu_memory_bytes"),
         "device": environment.get("device"),
         "commit": environment.get("commit"),
         "data_digest": outcome.observed.get("data_digest"),

@@ -207,11 +207,18 @@ def _account_row(outcome: Outcome) -> Row | None:
         outcome.trial.label + (" · search stopped" if outcome.search_stopped else ""),
         *map(display.epochs, spent),
         *(display.unbroken(display.duration(seconds.get(part))) for part in ("search", "finetune", "total")),
-        display.unbroken(display.size(outcome.observed.get("peak_memory_bytes"))),
+        _memory_text(outcome),
         "; ".join(phases),
         ", ".join(f"{entry.name} {display.scaled(entry.macs)} for {entry.images:,} images" for entry in account.shown),
     )
     return Row(cells)
+
+
+def _memory_text(outcome: Outcome) -> str:
+    """`2.10 GiB`, with `, GPU 5.30 GiB` behind it where the trial had one."""
+    text = display.unbroken(display.size(outcome.observed.get("peak_memory_bytes")))
+    gpu = outcome.observed.get("peak_gpu_memory_bytes")
+    return text if gpu is None else f"{text}, {display.unbroken(f'GPU {display.size(gpu)}')}"
 
 
 def _phase_text(entry: Entry, seconds: float | None) -> str:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import engines, stopping
+from benchmarks import engines, stopping, trial
 from benchmarks.engines import EngineError, Job, Observer, Outcome, jobs_of, run_jobs
 from benchmarks.engines.local import LocalEngine
 from benchmarks.progress import View
@@ -134,6 +134,12 @@ def test_more_processes_than_gpus_are_refused_here(tmp_path, monkeypatch):
     engine = LocalEngine(Resources(gpus=1, workers_per_trial=2))
     with pytest.raises(EngineError, match=r"the 2 processes of a trial need a GPU each, this machine has 1"):
         engine.run([], Workspace(tmp_path, "tiny", ranks=2), Endings())
+
+
+def test_a_trial_says_what_it_had_of_a_gpu_s_memory(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _device: 5)
+    assert trial._peaks(torch.device("cuda"))["peak_gpu_memory_bytes"] == 5
+    assert list(trial._peaks(torch.device("cpu"))) == ["peak_memory_bytes"]
 
 
 def test_a_file_asks_a_process_to_stop(tmp_path, monkeypatch):
