@@ -12,6 +12,11 @@ from benchmarks.data.folders import DataError
 from benchmarks.messages import SuiteError
 from benchmarks.ranks import RankLostError, RanksDifferError
 
+
+class DeviceLostError(OSError):
+    """This process can use its GPU no more; another can, and goes on from the checkpoint."""
+
+
 INFRASTRUCTURE = (
     OSError,
     MemoryError,
@@ -60,3 +65,14 @@ def machine_s_fault(error: Exception) -> bool:
     if any(f"{kind.__module__}.{kind.__qualname__}" == _COMPILER for kind in type(error).__mro__):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _MACHINE)
+
+
+def require_device(device: str, error: Exception) -> None:
+    """Raises DeviceLostError where all later work on a GPU would fail as this did: some errors stay with a process."""
+    if not device.startswith("cuda"):
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        said = str(error).partition("\n")[0]
+        raise DeviceLostError(f"the GPU is lost to this process ({said})") from error

@@ -15,6 +15,7 @@ from rich.console import Console
 from benchmarks import engines, stopping, trial
 from benchmarks.engines import EngineError, Job, Observer, Outcome, jobs_of, run_jobs
 from benchmarks.engines.local import LocalEngine
+from benchmarks.faults import DeviceLostError
 from benchmarks.progress import View
 from benchmarks.record import Records
 from benchmarks.suite import Resources, plan
@@ -140,6 +141,27 @@ def test_a_trial_says_what_it_had_of_a_gpu_s_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _device: 5)
     assert trial._peaks(torch.device("cuda"))["peak_gpu_memory_bytes"] == 5
     assert list(trial._peaks(torch.device("cpu"))) == ["peak_memory_bytes"]
+
+
+@pytest.mark.parametrize("dead", [True, False])
+def test_a_gpu_that_a_process_has_lost_costs_no_other_job(tmp_path, monkeypatch, dead):
+    def fail(*_arguments: Any) -> Any:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered\nSearch for it in its documentation")
+
+    monkeypatch.setattr(trial, "run", fail)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "synchronize", fail if dead else lambda: None)
+    jobs = [job for job in jobs_of(plan(tiny_suite(methods=["uniform-lsq", "metamix"]))) if job.is_trial]
+    endings, engine, workspace = Endings(), LocalEngine(Resources(gpus=1)), Workspace(tmp_path, "tiny")
+    if dead:
+        with pytest.raises(
+            DeviceLostError, match=r"lost to this process \(CUDA error: device-side assert triggered\)$"
+        ):
+            run_jobs(engine, jobs, workspace, endings)
+        assert endings.seen == []
+    else:
+        assert len(run_jobs(engine, jobs, workspace, endings)) == 2
 
 
 def test_a_file_asks_a_process_to_stop(tmp_path, monkeypatch):

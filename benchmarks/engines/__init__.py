@@ -103,10 +103,13 @@ def execute(job: Job, workspace: Workspace) -> Iterator[Progress | Outcome]:
 
 
 def work(job: Job, workspace: Workspace, ranks: Ranks | None = None) -> Iterator[Progress | Outcome]:
-    """Do a job, or one rank's part of it, unless it is done; its lock is held by whoever calls."""
+    """Do a job, or one rank's part of it, unless it is done; its lock is held by whoever calls.
+
+    Raises DeviceLostError where this process can do no other job either.
+    """
     from benchmarks import trial
     from benchmarks.environment import configure_torch
-    from benchmarks.faults import machine_s_fault
+    from benchmarks.faults import machine_s_fault, require_device
     from benchmarks.pretraining import float_start
     from benchmarks.ranks import ALONE
     from benchmarks.training import DivergedError
@@ -124,6 +127,7 @@ def work(job: Job, workspace: Workspace, ranks: Ranks | None = None) -> Iterator
     except Exception as error:
         if not (isinstance(error, DivergedError) or machine_s_fault(error)):
             raise
+        require_device(workspace.device, error)
         yield Outcome("lost", str(error) or traceback.format_exc(), isinstance(error, SuiteError))
         return
     yield Outcome("done")
