@@ -184,6 +184,7 @@ def _search(trial: _Trial, saved: dict[str, Any] | None) -> Iterator[Progress]:
     """
     spec = trial.spec
     problem = trial.setting.problem(candidates_of(spec.space, trial.ledger), trial.search_seed)
+    _agree(trial, problem.model, saved["stage"] if saved else "", saved["loop"]["step"] if saved else 0)
     trial.account = problem.account = trial.setting.account(problem)
     if saved:
         trial.restarts = saved["restarts"] + 1
@@ -203,6 +204,7 @@ def _search(trial: _Trial, saved: dict[str, Any] | None) -> Iterator[Progress]:
             problem.model.load_state_dict(saved["model"])
             loop.load_state_dict(saved["loop"])
             set_random_state(saved["rng"], trial.setting.device)
+            _agree(trial, problem.model, "search", loop.step)
         else:  # only then: a restart has less than its share left
             _require_share(problem, method, kind.min_steps)
         saver = Saver(trial.save_seconds, lambda: _save(trial, "search", problem.model, loop))
@@ -215,6 +217,13 @@ def _search(trial: _Trial, saved: dict[str, Any] | None) -> Iterator[Progress]:
     policy = trial.searched.policy
     check_policy(spec, trial.ledger, policy, problem.candidates if kind.chooses else None)
     trial.ranks.agree("the policy", full_digest(None if policy is None else policy.to_dict()))
+
+
+def _agree(trial: _Trial, model: nn.Module, stage: str, step: int) -> None:
+    """Raises RanksDifferError where ranks do not begin alike, before compute is spent on it."""
+    if trial.ranks.count > 1:
+        parameters = network_digest(dict(model.named_parameters()))
+        trial.ranks.agree("what they begin with", full_digest([stage, step, parameters]))
 
 
 def _require_share(problem: Problem, method: Method, min_steps: int) -> None:
@@ -250,6 +259,7 @@ def _finetune(trial: _Trial, saved: dict[str, Any] | None) -> Generator[Progress
         problem.model.load_state_dict(saved["model"])
         loop.load_state_dict(saved["loop"])
         set_random_state(saved["rng"], trial.setting.device)
+    _agree(trial, problem.model, "finetune", loop.step)
     saver = Saver(trial.save_seconds, lambda: _save(trial, "finetune", problem.model, loop))
     with trial.timed("finetune"):
         for progress in loop.run():

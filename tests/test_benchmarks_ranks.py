@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.checkpoint import load_network, save_network
 from benchmarks.data import load_dataset
 from benchmarks.data.stream import Stream
 from benchmarks.engines import Job, Outcome, execute, jobs_of, run_jobs, work
@@ -280,6 +281,21 @@ def said_by_ranks(job: Job, workspace: Workspace, folder: Path) -> list[str]:
         process.join(120)
         assert process.exitcode == 0
     return [(folder / str(rank)).read_text().strip() for rank in range(2)]
+
+
+def test_ranks_that_begin_differently_are_told_before_their_first_step(tmp_path):
+    suite = tiny_suite({"resources.workers_per_trial": 2}, **{**SHARED, "methods": ["uniform-lsq"]})
+    places = [Workspace(tmp_path / name, "tiny", ranks=2) for name in ("one", "other")]
+    first, job = jobs_of(plan(suite))
+    list(execute(first, replace(places[0], ranks=1)))
+    state = load_network(places[0].start(first.spec.key))
+    state["conv1.weight"][0, 0, 0, 0] += 1e-3
+    save_network(places[1].start(first.spec.key), state)
+    for process in [start(work_as_rank, rank, job, place, tmp_path) for rank, place in enumerate(places)]:
+        process.join(120)
+        assert process.exitcode == 0
+    said = [(tmp_path / str(rank)).read_text() for rank in range(2)]
+    assert said == ["0 lost the trial's 2 processes differ in what they begin with"] * 2
 
 
 STEEP = {"name": "uniform-lsq", "settings": {"recipe.optimizer.lr": 1e30}}
