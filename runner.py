@@ -50,7 +50,7 @@ BadImagesOption = Annotated[
     int, typer.Option("--allow-bad-images", min=0, help="Leave out so many images that cannot be read.")
 ]
 StorageOption = Annotated[
-    str | None, typer.Option("--storage", help="Keep records and float starts at this URL too (s3://..., gs://...).")
+    str | None, typer.Option("--storage", help="Keep results and checkpoints at this URL too (s3://..., gs://...).")
 ]
 RetryOption = Annotated[str | None, typer.Option("--retry", help="`failed`: run failed trials again.")]
 
@@ -91,6 +91,7 @@ def run(
         engine=engine,
         weights=weights and weights.resolve(),
         allow_bad_images=bad_images,
+        storage=storage,
     )
     check_writable(out)
     for warning in session.plan.warnings:
@@ -99,10 +100,14 @@ def run(
     if kept:
         console.print(f"{kept.fetch(session.jobs, session.workspace)} results fetched from {storage}", markup=False)
     if retry:
-        session.forget_failures()
+        failed = session.forget_failures()
+        if kept:
+            kept.forget(failed, session.workspace)
     lost: dict[str, Outcome] = {}
     if session.missing():
-        lost = run_missing(session, engine_named(engine, address, session.suite), tracking_uri, kept)
+        if kept:  # float starts from before there was a storage, for other nodes
+            kept.keep((job for job in session.jobs if not job.is_trial), session.workspace)
+        lost = run_missing(session, engine_named(engine, address, session.suite), tracking_uri)
     if kept:
         kept.keep(session.jobs, session.workspace)
     _finish(context, session, lost)
@@ -248,6 +253,7 @@ def show_plan(
     gap: Annotated[float | None, typer.Option("--gap", help="Points: how many seeds show such a difference?")] = None,
     weights: WeightsOption = None,
     bad_images: BadImagesOption = 0,
+    storage: StorageOption = None,
 ) -> None:
     """Show a suite's trials, ceilings in BOPs, and what is done, without running anything."""
     if (measure or gap is not None) and (ids or as_json):
@@ -256,6 +262,7 @@ def show_plan(
         raise SuiteError(f"--gap {gap:g}: give a difference in points above 0, such as 0.5")
     place: dict[str, Any] = {"weights": weights and weights.resolve(), "allow_bad_images": bad_images}
     session = open_session(suite, out, data, methods, models, seeds, overrides, needs_data=measure, **place)
+    _fetch_records(session, storage)
     records = session.workspace.records
     if ids:
         for trial in session.missing():
@@ -310,12 +317,19 @@ def report(
     models: ModelsOption = "",
     seeds: SeedsOption = "",
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
+    storage: StorageOption = None,
 ) -> None:
     """Build a suite's report from its records."""
     session = open_session(suite, out, data, methods, models, seeds, overrides, needs_data=False)
     check_writable(out)
+    _fetch_records(session, storage)
     _report(session, always=True)
     _say_where(context, session)
+
+
+def _fetch_records(session: Session, storage: str | None) -> None:
+    if storage is not None:
+        Storage.at(storage).fetch((job for job in session.jobs if job.is_trial), session.workspace)
 
 
 @app.command()
@@ -337,19 +351,22 @@ def trial(
     from benchmarks.engines.local import LocalEngine
     from benchmarks.progress import View
 
-    place: dict[str, Any] = {"weights": weights and weights.resolve(), "allow_bad_images": bad_images}
+    place: dict[str, Any] = {
+        "weights": weights and weights.resolve(),
+        "allow_bad_images": bad_images,
+        "storage": storage,
+    }
     session = open_session(suite, out, data, methods, models, seeds, overrides, **place)
     chosen = session.find(trial_id)
     check_writable(out)
     job = next(job for job in session.jobs if job.key == chosen.id)
-    needed = [job, *(other for other in session.jobs if other.key in {f"start-{s.key}" for s in chosen.spec.starts})]
     kept = None if storage is None else Storage.at(storage)
     if kept:
-        kept.fetch(needed, session.workspace)
+        kept.fetch(job.with_starts, session.workspace)
     with View(console, [job], {job.key: 1.0}, session.workspace.records) as view:
         lost = run_jobs(LocalEngine(session.suite.resources), [job], session.workspace, view)
     if kept:
-        kept.keep(needed, session.workspace)
+        kept.keep(job.with_starts, session.workspace)
     if lost:
         outcome = lost[job.key]
         errors.print(f"{'error' if outcome.wrong_use else 'lost'}: {job.label}: {outcome.message}", markup=False)

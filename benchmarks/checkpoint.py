@@ -51,7 +51,7 @@ def load_checkpoint(path: Path, trial_id: str) -> dict[str, Any] | None:
     found: CheckpointError | None = None
     for file in (path, previous(path)):
         try:
-            state = _load(file, trial_id)
+            state = parse_checkpoint(file.read_bytes(), str(file), trial_id)
         except FileNotFoundError:
             continue
         except CheckpointError as error:
@@ -83,14 +83,17 @@ def discard_checkpoint(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _load(path: Path, trial_id: str) -> dict[str, Any]:
-    data = path.read_bytes()
+def parse_checkpoint(data: bytes, path: str, trial_id: str) -> dict[str, Any]:
+    """The state in a file's content; `path` is for messages. Raises CheckpointError if it cannot be trusted."""
     body = data[_DIGEST_BYTES:]
     if hashlib.sha256(body).digest() != data[:_DIGEST_BYTES]:
         raise CheckpointError(
             f"{path}: truncated or altered; delete it and run again, the trial starts from its beginning"
         )
-    saved = torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
+    try:
+        saved = torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
+    except (RuntimeError, EOFError, ValueError, KeyError, UnpicklingError) as error:
+        raise CheckpointError(f"{path}: no checkpoint ({type(error).__name__}); delete it and run again") from error
     if saved["schema"] != SCHEMA or saved["trial"] != trial_id:
         raise CheckpointError(
             f"{path}: schema {saved['schema']} of trial {saved['trial']}, "
@@ -114,17 +117,21 @@ class Saver:
 
     def tick(self) -> None:
         stop = asked()
-        if stop or time.monotonic() - self.last >= self._wait:
-            begun = time.monotonic()
-            self.save()
-            self.last = time.monotonic()
-            self.cost = self.last - begun
+        if stop or self.due:
+            self.now()
         if stop:
             raise StoppedError
 
     @property
-    def _wait(self) -> float:
-        return max(self.seconds, _DEAREST * self.cost) if self.seconds else 0.0
+    def due(self) -> bool:
+        wait = max(self.seconds, _DEAREST * self.cost) if self.seconds else 0.0
+        return time.monotonic() - self.last >= wait
+
+    def now(self) -> None:
+        begun = time.monotonic()
+        self.save()
+        self.last = time.monotonic()
+        self.cost = self.last - begun
 
 
 def save_network(path: Path, state: dict[str, torch.Tensor]) -> None:

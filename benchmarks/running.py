@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from benchmarks.engines import Engine, Job, Outcome, run_jobs
 from benchmarks.session import Session
 from benchmarks.spec import ProceduralSpec
-from benchmarks.storage import Storage, StorageError
 from benchmarks.suite import Suite
 from benchmarks.terminal import console, errors, warn
 
@@ -19,10 +18,8 @@ if TYPE_CHECKING:
     from benchmarks.training import Progress
 
 
-def run_missing(
-    session: Session, engine: Engine, tracking_uri: str | None = None, storage: Storage | None = None
-) -> dict[str, Outcome]:
-    """Run what is missing; returns what was lost. storage: kept there as well."""
+def run_missing(session: Session, engine: Engine, tracking_uri: str | None = None) -> dict[str, Outcome]:
+    """Run what is missing; returns what was lost."""
     from benchmarks.progress import View
 
     draw_images(session)
@@ -34,7 +31,7 @@ def run_missing(
     place = session.workspace
     with place.lock("mlflow", wait=False) as only_writer, View(console, jobs, work, place.records) as view:
         tracker = tracker_for(session, tracking_uri) if only_writer else None
-        lost = run_jobs(engine, jobs, place, Mirrored(session, view, tracker, storage))
+        lost = run_jobs(engine, jobs, place, Mirrored(session, view, tracker))
         if tracker:
             tracker.close()
     return lost
@@ -52,15 +49,11 @@ def engine_named(name: str, address: str | None, suite: Suite) -> Engine:
 
 @dataclass
 class Mirrored:
-    """Shows progress and mirrors it to MLflow and to a storage, if there is one.
-
-    Without a tracker another run on this folder mirrors to MLflow.
-    """
+    """Shows progress and mirrors it to MLflow; without a tracker another run on this folder does that."""
 
     session: Session
     view: View
     tracker: Tracker | None
-    storage: Storage | None = None
 
     def progress(self, job: Job, progress: Sequence[Progress]) -> None:
         self.view.progress(job, progress)
@@ -73,11 +66,8 @@ class Mirrored:
         self.view.ended(job, outcome)
         if job.is_trial and self.tracker and (record := self.session.workspace.records.get(job.key)):
             self.tracker.finished(self.session.trials[job.key], record)
-        if self.storage:
-            try:
-                self.storage.keep([job], self.session.workspace)
-            except StorageError as error:  # tried again at the end of the run
-                warn(str(error))
+        if outcome.status == "done" and outcome.message:  # tried again at the end of the run
+            warn(outcome.message)
 
 
 def draw_images(session: Session) -> None:

@@ -52,14 +52,17 @@ class Session:
             raise SuiteError(f"{what} of {name} with an id that begins with {beginning!r}; `plan` lists them")
         return matches[0]
 
-    def forget_failures(self) -> None:
-        """Move failed records aside, so that their trials run again."""
+    def forget_failures(self) -> list[str]:
+        """Move failed records aside, so that their trials run again; returns the trials' ids."""
         records = self.workspace.records
-        for trial in self.plan.trials:
-            record = records.get(trial.id)
-            if record is not None and record.status == "failed":
-                path = records.path(trial.id)
-                path.rename(path.with_suffix(".failed"))
+        failed = [
+            trial.id
+            for trial in self.plan.trials
+            if (record := records.get(trial.id)) is not None and record.status == "failed"
+        ]
+        for path in map(records.path, failed):
+            path.rename(path.with_suffix(".failed"))
+        return failed
 
 
 def open_session(

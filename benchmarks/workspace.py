@@ -39,6 +39,7 @@ class Workspace:
     loaders: processes per trial that load images ahead of their use. ranks: processes that train a trial together.
     allow_bad_images: how many image files that cannot be read may be left out.
     checkpoint_seconds: how often a trial saves itself; 0 saves after every step.
+    storage: URL where results and checkpoints are kept as well, see benchmarks/storage.py.
     """
 
     out: Path
@@ -53,6 +54,7 @@ class Workspace:
     ranks: int = 1
     allow_bad_images: int = 0
     checkpoint_seconds: float = 10.0
+    storage: str | None = None
 
     @property
     def folder(self) -> Path:

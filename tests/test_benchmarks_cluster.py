@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -35,13 +35,19 @@ def answers(address: tuple[str, int]) -> bool:
 
 @pytest.fixture
 def cluster() -> Iterator[str]:
-    """The address of a cluster with two cores, which ends with the test."""
+    with started() as address:
+        yield address
+
+
+@contextmanager
+def started(*before: str) -> Iterator[str]:
+    """The address of a cluster with two cores, which ends with the test. before: what its command is started by."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         address: tuple[str, int] = server.getsockname()
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # sockets in it may not have long names
     options = ["--head", "--block", "--num-cpus=2", "--include-dashboard=false"]
     options += [f"--port={address[1]}", f"--temp-dir={folder}", "--object-store-memory=100000000"]
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options]
+    command = [*before, sys.executable, "-m", "ray.scripts.scripts", "start", *options]
     with (folder / "said").open("w") as said:
         process = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
     try:
@@ -70,6 +76,22 @@ def test_a_cluster_is_joined_by_its_address_and_sent_the_code(tmp_path, cluster)
     commits = {record.observed["environment"]["commit"] for record in Records(out / "tiny" / "records")}
     head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     assert commits == {head.stdout.strip()}
+
+
+@pytest.mark.complete
+def test_a_node_without_the_output_folder_s_file_system_hands_over_by_the_storage(tmp_path):
+    out, url = tmp_path / "out", f"file://{tmp_path}/kept"
+    out.mkdir()
+    own = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {out} && exec "$@"', "sh")
+    if subprocess.run([*own, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a file system that others do not see")
+    arguments = (finished().suite, out, "--methods", "uniform-lsq,metamix", "--storage", url)
+    with started(*own) as address:
+        process = start(run_with_ray, *arguments, "--address", address)
+        process.join(DEADLINE_SECONDS)
+    assert process.exitcode == 0, (tmp_path / "log").read_text()
+    reference = comparable(finished().out / "tiny" / "records")
+    assert comparable(out / "tiny" / "records") == {name: reference[name] for name in ("uniform-lsq 0", "metamix 0")}
 
 
 def test_sent_code_is_in_the_state_that_its_sender_found(monkeypatch):

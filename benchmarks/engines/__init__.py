@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -38,6 +38,12 @@ class Job:
     def is_trial(self) -> bool:
         return isinstance(self.spec, TrialSpec)
 
+    @property
+    def with_starts(self) -> list[Job]:
+        """The float starts that a trial makes where they are missing, then itself; of a start itself alone."""
+        starts = self.spec.starts if isinstance(self.spec, TrialSpec) else ()
+        return [*(Job(f"start-{start.key}", self.label, start) for start in starts), self]
+
     def done(self, workspace: Workspace) -> bool:
         """Whether its result is on disk. Raises RecordError for a damaged record."""
         if isinstance(self.spec, TrialSpec):
@@ -57,7 +63,8 @@ class Job:
 class Outcome:
     """How a job ended. lost: by no fault of a method, and without a record; busy: another run has it.
 
-    wrong_use: lost because the suite asks for what cannot be, and so it would be again.
+    message: of a job that is done, why its result is not at the storage. wrong_use: lost because the suite asks for
+    what cannot be, and so it would be again.
     """
 
     status: Literal["done", "busy", "lost"]
@@ -91,13 +98,14 @@ def jobs_of(plan: Plan) -> list[Job]:
 def execute(job: Job, workspace: Workspace) -> Iterator[Progress | Outcome]:
     """Run one job under its lock: progress while it lasts, then its outcome. Runs in a worker."""
     from benchmarks.engines.together import together
+    from benchmarks.keeping import Keeper
 
     with workspace.lock(job.key, wait=False) as mine:
         if not mine:
             yield Outcome("busy")
             return
         if job.done(workspace):
-            yield Outcome("done")
+            yield Keeper(job, workspace, workspace.storage).done()
             return
         yield from work(job, workspace) if workspace.ranks == 1 else together(job, workspace)
 
@@ -110,32 +118,40 @@ def work(job: Job, workspace: Workspace, ranks: Ranks | None = None) -> Iterator
     from benchmarks import trial
     from benchmarks.environment import configure_torch
     from benchmarks.faults import machine_s_fault, require_device
+    from benchmarks.keeping import Keeper
     from benchmarks.pretraining import float_start
     from benchmarks.ranks import ALONE
     from benchmarks.training import DivergedError
 
     ranks = ranks or ALONE
+    keeper = Keeper(job, workspace, None if ranks.rank else workspace.storage)
     try:
+        keeper.fetch()
         if ranks.decided(ranks.rank == 0 and job.done(workspace)):  # by processes of which another died afterwards
-            yield Outcome("done")
+            yield keeper.done()
             return
+        steps: Generator[Progress, None, object]
         if isinstance(job.spec, TrialSpec):
-            yield from trial.run(job.spec, workspace, ranks)
+            steps = trial.run(job.spec, workspace, ranks)
         else:
             configure_torch(workspace.threads, workspace.device)
-            yield from float_start(job.spec, workspace, workspace.load_data(job.spec.data), ranks)
+            steps = float_start(job.spec, workspace, workspace.load_data(job.spec.data), ranks)
+        yield from keeper.along(steps)
     except Exception as error:
         if not (isinstance(error, DivergedError) or machine_s_fault(error)):
             raise
         require_device(workspace.device, error)
         yield Outcome("lost", str(error) or traceback.format_exc(), isinstance(error, SuiteError))
         return
-    yield Outcome("done")
+    yield keeper.done()
 
 
 @dataclass
 class _Watch:
-    """Passes everything on, and remembers how jobs ended. Jobs that are done are so once their result is here."""
+    """Passes everything on, and remembers how jobs ended. Jobs that are done are so once their result is here.
+
+    Results that are at the storage are brought from there.
+    """
 
     observer: Observer
     workspace: Workspace
@@ -147,7 +163,7 @@ class _Watch:
 
     def ended(self, job: Job, outcome: Outcome) -> None:
         self.outcomes[job.key] = outcome
-        if outcome.status == "done" and not job.done(self.workspace):
+        if outcome.status == "done" and self._missed(job):
             self.awaited.append(job)
         elif outcome.status != "busy":
             self.observer.ended(job, outcome)
@@ -156,11 +172,28 @@ class _Watch:
         """Wait for the results of jobs that are said to be done; those without one are lost."""
         until = time.monotonic() + _ARRIVAL_SECONDS
         for job in self.awaited:
-            while not (there := job.done(self.workspace)) and time.monotonic() < until:
+            while (missed := self._missed(job)) and time.monotonic() < until:
                 time.sleep(_POLL_SECONDS)
-            message = f"it ended, but its result is not in {self.workspace.out}; is --out on a shared file system?"
-            self.outcomes[job.key] = Outcome("done") if there else Outcome("lost", message)
+            if missed:
+                why = self.outcomes[job.key].message or missed
+                message = f"it ended, but its result is not in {self.workspace.out}; {why}"
+                self.outcomes[job.key] = Outcome("lost", message)
             self.observer.ended(job, self.outcomes[job.key])
+
+    def _missed(self, job: Job) -> str:
+        """Why its result is not here; nothing once it is."""
+        place = self.workspace
+        if job.done(place):
+            return ""
+        if not place.storage:
+            return "is --out on a shared file system? Without one, give --storage"
+        from benchmarks.storage import Storage
+
+        try:
+            fetched = Storage.at(place.storage).fetch([job], place)
+        except (OSError, SuiteError) as error:
+            return str(error)
+        return "" if fetched else f"nor is it at {place.storage}"
 
 
 def run_jobs(engine: Engine, jobs: Iterable[Job], workspace: Workspace, observer: Observer) -> dict[str, Outcome]:

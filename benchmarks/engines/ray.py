@@ -40,8 +40,10 @@ from ray.tune.integration.ray_train import TuneReportCallback  # noqa: E402
 
 from benchmarks.engines import EngineError, Job, Observer, Outcome, execute, work  # noqa: E402
 from benchmarks.environment import SENT_FROM, require_compiler, source_state  # noqa: E402
+from benchmarks.keeping import Keeper  # noqa: E402
 from benchmarks.ranks import PATIENCE, Ranks, backend_for  # noqa: E402
 from benchmarks.stopping import StoppedError, asked, heeded, watch  # noqa: E402
+from benchmarks.storage import Storage  # noqa: E402
 from benchmarks.suite import Resources  # noqa: E402
 from benchmarks.training import Progress  # noqa: E402
 from benchmarks.workspace import Workspace  # noqa: E402
@@ -75,7 +77,8 @@ class RayEngine:
             _connect(self.address, workspace)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         resources = _fitted(self.resources, nodes)
-        workspace = replace(workspace, out=workspace.out.resolve(), gpu=resources.gpus > 0)
+        url = workspace.storage and Storage.at(workspace.storage).url
+        workspace = replace(workspace, out=workspace.out.resolve(), gpu=resources.gpus > 0, storage=url)
         if resources.loaders is None:
             workspace = replace(workspace, loaders=min(workspace.loaders, resources.cpus - 1))
         if workspace.compile and not self.address:
@@ -106,6 +109,8 @@ class RayEngine:
                 storage_path=str(storage),
                 callbacks=[_Forward({job.key: job for job in jobs}, observer, stop)],
                 failure_config=tune.FailureConfig(max_failures=_MAX_WORKER_DEATHS if alone else 0),
+                # Jobs keep their own; to save one, a node would have to see Tune's folder.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
             ),
         )
@@ -232,7 +237,8 @@ def train_together(config: dict[str, Any]) -> None:
     job, workspace = Job.from_dict(config["job"]), Workspace(**config["workspace"])
     with workspace.lock(job.key, wait=False) as mine:
         if not mine or job.done(workspace):
-            tune.report({"progress": [], "outcome": asdict(Outcome("done" if mine else "busy"))})
+            outcome = Keeper(job, workspace, workspace.storage).done() if mine else Outcome("busy")
+            tune.report({"progress": [], "outcome": asdict(outcome)})
             return
         storage = workspace.folder / "ray" / "ranks"
         trainer = TorchTrainer(
