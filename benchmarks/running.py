@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -42,6 +43,8 @@ def engine_named(name: str, address: str | None, suite: Suite) -> Engine:
         from benchmarks.engines.local import LocalEngine
 
         return LocalEngine(suite.resources)
+    # Read when ray is imported: with no cluster to join, all of it listens on this machine's own address alone.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1" if address else "0"
     from benchmarks.engines.ray import RayEngine
 
     return RayEngine(suite.resources, address)

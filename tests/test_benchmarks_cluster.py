@@ -20,7 +20,7 @@ import pytest
 from benchmarks import environment
 from benchmarks.environment import SENT_FROM, source_state
 from benchmarks.record import Records
-from tests.harness import ROOT, comparable, copy_float_starts, finished, run_with_ray, start
+from tests.harness import ROOT, comparable, copy_float_starts, finished, run_with_ray, start, write_suite
 
 DEADLINE_SECONDS = 600.0
 
@@ -62,6 +62,37 @@ def started(*before: str) -> Iterator[str]:
             os.killpg(process.pid, signal.SIGTERM)
         process.wait(60)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def descendants(pid: int) -> Iterator[int]:
+    yield pid
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            for child in task.read_text().split():
+                yield from descendants(int(child))
+
+
+def listening(pid: int) -> set[str]:
+    """Addresses, in hexadecimal as the kernel has them, on which a process and its descendants accept connections."""
+    held = set()
+    for one in descendants(pid):
+        with suppress(OSError):
+            held |= {str(file.readlink()) for file in Path(f"/proc/{one}/fd").iterdir() if file.is_symlink()}
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
+    return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in held}
+
+
+@pytest.mark.complete
+def test_a_cluster_of_one_s_own_listens_on_this_machine_alone(tmp_path):
+    suite = write_suite(tmp_path, methods=["uniform-lsq"])
+    process, seen = start(run_with_ray, suite, tmp_path / "out"), set()
+    while process.is_alive():
+        seen |= listening(process.pid or 0)
+        process.join(1.0)
+    assert process.exitcode == 0, (tmp_path / "log").read_text()
+    assert seen
+    # 127.0.0.1, and the same written as an address of IPv6, in the order of this kind of processor's bytes.
+    assert seen <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
 
 @pytest.mark.complete

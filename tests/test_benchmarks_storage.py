@@ -327,7 +327,7 @@ def engine_loses(job: Job, here: Workspace, folder: Path) -> str:
     class Seen(Silent):
         def ended(self, job: Job, outcome: Outcome) -> None: ...
 
-    return run_jobs(Elsewhere(folder / "node"), [job], here, Seen())[job.key]
+    return run_jobs(Elsewhere(folder / "node"), [job], here, Seen())[job.key].message
 
 
 def test_a_job_array_without_a_shared_disk_is_gathered_and_resumed(tmp_path):
