@@ -19,6 +19,7 @@ from unittest import mock
 import pytest
 
 from benchmarks.checkpoint import previous
+from benchmarks.data.tree import write_tree
 from benchmarks.engines import Job, Outcome, jobs_of, run_jobs
 from benchmarks.engines.local import LocalEngine
 from benchmarks.progress import View
@@ -209,6 +210,32 @@ def test_a_full_disk_costs_nothing_but_the_time(tmp_path):
     kept.parent.mkdir()
     shutil.copytree(tmp_path / "kept", kept)
     assert same_as_undisturbed(tmp_path / "out")
+
+
+@pytest.mark.complete
+def test_sigterm_to_loaders_as_well_has_a_trial_save_itself(tmp_path):
+    """`timeout`, and a shell that ends its jobs, signal the whole process group."""
+    write_tree(tmp_path / "tree", classes=3, train=30, val=2)
+    suite = write_suite(
+        tmp_path,
+        data={"dataset": "imagefolder", "image_size": 32, "classes": 3, "augment": "crop-flip"},
+        methods=["uniform-lsq"],
+        compute={"epochs": 1000, "search_share": 0.5},
+        resources={"loaders": 1, "checkpoint_seconds": 1.0},
+    )
+    (trial,) = plan(load_suite(str(suite))).trials
+    checkpoint = Workspace(tmp_path / "out", "tiny").checkpoint(trial.id)
+    command = [sys.executable, "runner.py", "--suite", str(suite), "--engine", "local"]
+    command += ["--data", str(tmp_path / "tree"), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    until = time.monotonic() + DEADLINE_SECONDS
+    while not checkpoint.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert (process.returncode, "run the same command again" in said) == (130, True), said
 
 
 def test_one_method_s_nan_is_its_own_failure_and_the_others_go_on(tmp_path):

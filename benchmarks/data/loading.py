@@ -58,6 +58,7 @@ def _ahead(
         prefetch_factor=AHEAD,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # else it draws from the stream that dropout draws from
+        worker_init_fn=_apart,
     )
     batches = iter(loader)
     try:
@@ -72,3 +73,8 @@ def _ahead(
     finally:
         # At once, not when memory is tidied up: until then the end of any child would tell of this one's again.
         batches._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def _apart(_worker: int) -> None:
+    """Leave the trial's process group: a signal to all of it is the trial's to answer, which needs its images yet."""
+    os.setpgid(0, 0)
