@@ -18,7 +18,7 @@ from reports.panels import legend_of, panels_of
 
 
 def curves_figure(comparison: Comparison) -> Figure:
-    """A panel per network, at its lowest ceiling: means over ok trials, smoothed over a twelfth, and their range."""
+    """A panel per network, at its lowest ceiling: means over ok trials, smoothed over a twelfth, and quartiles."""
     lowest = {model: _lowest_ceiling(comparison, model) for model in comparison.models}
     drawn = {model: ceiling for model, ceiling in lowest.items() if ceiling}
     with rc_context(STYLE):
@@ -49,7 +49,7 @@ def _line(axes: Axes, comparison: Comparison, cell: Cell) -> None:
     curves = np.stack([_smooth(np.array(points[:shortest])) for points in found])
     (x, y), losses = curves.mean(0).T, curves[..., 1]
     look = line(comparison.rows.index(cell.row), len(x))
-    axes.fill_between(x, losses.min(0), losses.max(0), color=look["color"], alpha=0.12, linewidth=0)
+    axes.fill_between(x, *np.quantile(losses, (0.25, 0.75), 0), color=look["color"], alpha=0.12, linewidth=0)
     axes.plot(x, y, label=label_of(cell.row), **look)
 
 
