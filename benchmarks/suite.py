@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from benchmarks.ledgers import ledger_for
 from benchmarks.messages import SuiteError, explain, unknown
+from benchmarks.plugins import MODELS, plugged
 from benchmarks.rows import MethodEntry, options_of, override, rows_of_grid, settled
 from benchmarks.spec import (
     AnyData,
@@ -311,6 +312,8 @@ def _published(suite: Suite, model: ModelSpec) -> bool:
 
 def require_fit(model: ModelSpec, data: DataSpec) -> None:
     """Raises SuiteError unless published weights fit such a network; torchvision has them for one form of each."""
+    if model.name in plugged(MODELS):
+        raise SuiteError(f"{model.name} has no published weights here; train from scratch with --set weights=none")
     if model.width != 1.0 or model.form != "imagenet" or data.classes != 1000:
         raise SuiteError(
             f"{model.weights} fits {model.name} at width 1 and form imagenet with 1000 classes, not width "
