@@ -100,11 +100,12 @@ def _check(trial: Trial, ours: Record | str | None, theirs: Record, cell: Sequen
         why = f"{ours.status}, the reference {theirs.status}"
         return Check(trial, "reproduced" if alike else "not reproduced", why)
     values = _accuracy(ours), _accuracy(theirs)
+    if canonical_json(ours.result) == canonical_json(theirs.result):
+        return Check(trial, "reproduced", TO_THE_BIT, *values)  # whatever the environments
     differing = _differing(ours, theirs)
     if not differing and on_cpu(ours):
-        alike = canonical_json(ours.result) == canonical_json(theirs.result)
-        why = TO_THE_BIT if alike else f"not to the bit, in the same environment: {', '.join(_parts(ours, theirs))}"
-        return Check(trial, "reproduced" if alike else "not reproduced", why, *values)
+        why = f"not to the bit, in the same environment: {', '.join(_parts(ours, theirs))}"
+        return Check(trial, "not reproduced", why, *values)
     other = f"other {', '.join(differing)}" if differing else "only CPUs repeat themselves to the bit"
     predicted = prediction_interval(cell)
     if predicted is None:
