@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from benchmarks.data.folders import DataError
-from benchmarks.engines import EngineError, Outcome, run_jobs
+from benchmarks.engines import EngineError, run_jobs
+from benchmarks.jobs import Outcome
 from benchmarks.messages import SuiteError, unknown
 from benchmarks.record import Record, RecordError, Records
 from benchmarks.rows import MethodEntry, options_of
@@ -287,7 +288,7 @@ def show_plan(
         f"{len(session.plan.starts)} float starts, {cached} of them there; {len(session.missing())} to run"
     )
     if measure:
-        from benchmarks.planning import show_estimate
+        from benchmarks.forecast import show_estimate
 
         show_estimate(session)
     if gap is not None:

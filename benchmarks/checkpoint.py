@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.record import write_atomic
+from benchmarks.files import write_atomic
 from benchmarks.stopping import StoppedError, asked
 
 SCHEMA = 3

@@ -23,8 +23,9 @@ from benchmarks.data.folders import DataError, class_names, find_folder, fit_cla
 from benchmarks.data.listing import MANIFEST, check_manifest
 from benchmarks.environment import require_compiler
 from benchmarks.messages import SuiteError
+from benchmarks.planning import plan
 from benchmarks.spec import DataSpec, ProceduralSpec
-from benchmarks.suite import Suite, plan
+from benchmarks.suite import Suite
 
 _PROJECT = Path(__file__).parent.parent / "pyproject.toml"
 _MIN_DISK_GB = 2

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from contextlib import closing
 
 from benchmarks.checkpoint import Saver
-from benchmarks.engines import Job, Outcome
+from benchmarks.jobs import Job, Outcome
 from benchmarks.stopping import StoppedError
 from benchmarks.storage import Storage, StorageError
 from benchmarks.terminal import warn

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.messages import SuiteError
+from benchmarks.planning import Trial
 from benchmarks.record import Record, Records, parse_record
 from benchmarks.spec import PROTOCOL, canonical_json, digest
-from benchmarks.suite import Trial
 
 LARGEST_RECORD = 50 * 2**20
 """Bytes; a file in an archive that claims more is no record."""

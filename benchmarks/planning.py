@@ -1,49 +1,172 @@
-"""What `plan --measure` says: hours and disk that the missing trials take here, and whether compiling would pay."""
+"""The trials that a suite expands to, each with its budget in BOPs. Free of torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from benchmarks.estimate import Compiling, compiling, estimate
-from benchmarks.running import draw_images
-from benchmarks.session import Session
-from benchmarks.terminal import console, print_columns
+from benchmarks.ledgers import ledger_for
+from benchmarks.messages import SuiteError
+from benchmarks.rows import MethodEntry, options_of, settled
+from benchmarks.spec import ComputeSpec, MethodSpec, ModelSpec, Space, StartSpec, TrialSpec
+from benchmarks.suite import UNIFORM, Ceiling, Suite, ceiling_name
+from methods import load_method
+from methods.quantization.cost import Ledger, bops, uniform_bits
+from methods.quantization.policy import Candidates, LayerBits
 
-
-def show_estimate(session: Session) -> None:
-    """Hours and disk that the missing trials take here, and whether compiling would pay."""
-    draw_images(session)
-    place = session.placed()
-    found = estimate(session.plan, session.missing(), place)
-    cells: list[Sequence[str]] = [
-        ("network", "method", "to run", "seconds each", "searching", "fine-tuning", "evaluation")
-    ]
-    for row in found.rows:
-        parts = (row.time.total, row.time.search, row.time.finetune, row.time.evaluation)
-        texts = [f"refused: {row.refused}"] + [""] * 3 if row.refused else [f"{seconds:.1f}" for seconds in parts]
-        cells.append((row.trial.model, row.trial.row, str(row.count), *texts))
-    print_columns(cells)
-    unit = "GPU" if place.gpu else "core"
-    threads = session.workspace.ranks * (session.suite.resources.cpus if not place.gpu else 1)
-    console.print(
-        f"timed here, one trial at a time: {found.seconds * threads / 3600:.2f} {unit}-hours, of which float starts "
-        f"{found.starts_seconds * threads / 3600:.2f}; {found.elapsed / 60:.0f} minutes with "
-        f"{found.slots} trials at a time; about {found.kept_bytes / 2**20:.0f} MiB of disk, and "
-        f"{found.saved_bytes / 2**20:.0f} MiB of checkpoints while it runs"
-    )
-    console.print(
-        "left out: drawing and downloading, compiling, saving, what processes of a trial tell each other, and that "
-        "trials at a time share disk and memory"
-    )
-    if not session.suite.resources.compile and found.rows:
-        console.print(_advice(compiling(max(found.rows, key=lambda row: row.time.finetune), place)))
+FEW_POLICIES = 100
 
 
-def _advice(outcome: Compiling | str) -> str:
-    if isinstance(outcome, str):
-        return f"resources.compile: no; {outcome}"
-    verdict = "yes, --set resources.compile=true" if outcome.saved > 0 else "no"
-    return (
-        f"resources.compile: {verdict}; of {outcome.eager:.0f} s of fine-tuning in the longest trial "
-        f"{outcome.compiled:.0f} would be left, after {outcome.wait:.0f} s of compiling"
-    )
+@dataclass(frozen=True)
+class Trial:
+    """One cell of a suite. row: the method's row in tables; ceiling: as the suite writes it."""
+
+    spec: TrialSpec
+    row: str
+    ceiling: str
+    ledger: Ledger
+
+    @property
+    def id(self) -> str:
+        return self.spec.id
+
+    @property
+    def model(self) -> str:
+        return self.spec.model.name
+
+    @property
+    def label(self) -> str:
+        parts = [self.model, self.row, self.ceiling, f"seed {self.spec.seed}"]
+        return " · ".join(parts + ([f"draw {self.spec.draw}"] if self.spec.draw else []))
+
+    @property
+    def work(self) -> float:
+        """A rough measure of its length, for starting long trials first."""
+        return self.spec.compute.epochs * math.sqrt(sum(layer.macs for layer in self.ledger))
+
+
+FLOAT_CEILING = "float"
+"""What stands in place of a ceiling for the float control, which every ceiling shares."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A suite's trials, each once, and what is worth a warning."""
+
+    suite: Suite
+    trials: tuple[Trial, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def starts(self) -> tuple[StartSpec, ...]:
+        """The float networks that the trials share, each once."""
+        return tuple({start.key: start for trial in self.trials for start in trial.spec.starts}.values())
+
+
+def plan(suite: Suite) -> Plan:
+    """Expand a suite.
+
+    Raises SuiteError where a ceiling lies below the cheapest policy, with both figures, where a method's options do not
+    fit a network, and where a search has no share.
+    """
+    trials: dict[str, Trial] = {}
+    warnings: list[str] = []
+    for model in suite.models:
+        ledger = ledger_for(model, suite.data)
+        for entry in suite.methods:
+            _check_options(entry, model, ledger)
+        for ceiling in suite.ceilings:
+            budget = ceiling_bops(ceiling, model, ledger)
+            warnings += _check_ceiling(ceiling_name(ceiling), budget, model.name, ledger, suite)
+            for trial in _cell(suite, model, ledger, ceiling_name(ceiling), budget):
+                trials.setdefault(trial.id, trial)
+    return Plan(suite, tuple(trials.values()), tuple(warnings))
+
+
+def _check_options(entry: MethodEntry, model: ModelSpec, ledger: Ledger) -> None:
+    try:
+        options = options_of(entry)
+    except ValueError as error:
+        raise SuiteError(str(error)) from None
+    try:
+        load_method(entry.name).Options.model_validate(options).check(ledger)
+    except ValueError as error:
+        raise SuiteError(f"options of {entry.row} do not fit {model.name}: {error}") from None
+
+
+def _cell(suite: Suite, model: ModelSpec, ledger: Ledger, ceiling: str, budget: int) -> Iterator[Trial]:
+    published = _published(suite, model)
+    for entry in suite.methods:
+        method, options = load_method(entry.name), options_of(entry)
+        quantizer, recipe = settled(entry, suite.quantizer, suite.recipe)
+        share = suite.compute.share_of(entry) if method.searches else 0.0
+        free = method.searches and suite.compute.protocol == "free-search"
+        for seed in suite.seeds:
+            for draw in range(entry.draws):
+                spec = TrialSpec(
+                    method=MethodSpec(name=entry.name, version=method.version, options=options),
+                    model=model if published else model.model_copy(update={"weights": None}),
+                    data=suite.data,
+                    pretraining=None if published else suite.pretraining,
+                    teacher=_teacher(suite),
+                    space=suite.space,
+                    ceiling_bops=budget if method.quantizes else None,
+                    quantizer=quantizer,
+                    recipe=recipe,
+                    compute=ComputeSpec(epochs=suite.compute.epochs, search_share=share, free_search=free),
+                    seed=seed,
+                    draw=draw,
+                )
+                yield Trial(spec, entry.row, ceiling if method.quantizes else FLOAT_CEILING, ledger)
+
+
+def _published(suite: Suite, model: ModelSpec) -> bool:
+    return suite.weights == "given" and model.weights is not None
+
+
+def _teacher(suite: Suite) -> StartSpec | None:
+    """One teacher for all seeds and networks, as published weights would be."""
+    if suite.teacher is None:
+        return None
+    if _published(suite, suite.teacher):
+        return StartSpec(model=suite.teacher, data=suite.data, pretraining=None, seed=0)
+    model = suite.teacher.model_copy(update={"weights": None})
+    return StartSpec(model=model, data=suite.data, pretraining=suite.pretraining, seed=0)
+
+
+def ceiling_bops(ceiling: Ceiling, model: ModelSpec, ledger: Ledger) -> int:
+    if isinstance(ceiling, dict):
+        return ceiling[model.name]
+    if isinstance(ceiling, int):
+        return ceiling
+    match = UNIFORM.fullmatch(ceiling)
+    assert match, ceiling
+    return bops(ledger, uniform_bits(ledger, int(match[1]), int(match[2])))
+
+
+def candidates_of(space: Space, ledger: Ledger) -> Candidates:
+    """The bits that every searchable layer may get, cheapest first."""
+    pairs = sorted((LayerBits(w, a) for w in space.weights for a in space.activations), key=lambda b: (b[0] * b[1], b))
+    return {layer.name: pairs for layer in ledger if not layer.pinned}
+
+
+def _check_ceiling(name: str, budget: int, model: str, ledger: Ledger, suite: Suite) -> list[str]:
+    space = suite.space
+    cheapest = bops(ledger, uniform_bits(ledger, space.weights[0], space.activations[0]))
+    dearest = bops(ledger, uniform_bits(ledger, space.weights[-1], space.activations[-1]))
+    if budget < cheapest:
+        raise SuiteError(
+            f"{model}: the ceiling {name} is {budget:,} BOPs, below the cheapest policy of this space "
+            f"(w{space.weights[0]}a{space.activations[0]}: {cheapest:,} BOPs); raise the ceiling or add lower widths"
+        )
+    if not any(load_method(entry.name).chooses for entry in suite.methods):
+        return []  # nobody picks among the policies that are left
+    if budget >= dearest:
+        return [f"{model}: the ceiling {name} ({budget:,} BOPs) binds nothing: the dearest policy costs {dearest:,}"]
+    from methods.allocation import count_feasible  # imports numpy, which --help does without
+
+    feasible = count_feasible(ledger, candidates_of(space, ledger), budget, limit=FEW_POLICIES)
+    if feasible >= FEW_POLICIES:
+        return []
+    return [f"{model}: only {feasible} {'policy fits' if feasible == 1 else 'policies fit'} the ceiling {name}"]

@@ -22,7 +22,7 @@ from rich.progress import (
 )
 
 from benchmarks.drawing.presets import SPLITS
-from benchmarks.engines import Job, Outcome
+from benchmarks.jobs import Job, Outcome
 from benchmarks.record import Records
 from benchmarks.spec import ProceduralSpec
 

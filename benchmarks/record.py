@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from secrets import token_hex
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, Literal, get_args
 
+from benchmarks.files import write_text_atomic
 from benchmarks.spec import TrialSpec, canonical_json
 
 SCHEMA = 1
@@ -86,26 +85,6 @@ def parse_record(text: bytes, path: str) -> Record:
     if not intact:
         raise RecordError(f"{path}: altered after it was written (its checksum does not match); {advice}")
     return record
-
-
-def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Have `write` fill a file that then appears at `path` whole or not at all, also through a kill or a full disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{token_hex(4)}")
-    try:
-        with temporary.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def differences(first: Record, second: Record) -> Iterator[tuple[str, str, str]]:

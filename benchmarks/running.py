@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.engines import Engine, Job, Outcome, run_jobs
+from benchmarks.engines import Engine, run_jobs
+from benchmarks.jobs import Job, Outcome
 from benchmarks.session import Session
 from benchmarks.spec import ProceduralSpec
 from benchmarks.suite import Suite

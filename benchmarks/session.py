@@ -12,9 +12,10 @@ import yaml
 
 from benchmarks.data.folders import find_folder, fit_classes
 from benchmarks.data.listing import check_manifest
-from benchmarks.engines import Job, jobs_of
+from benchmarks.jobs import Job, jobs_of
 from benchmarks.messages import SuiteError
-from benchmarks.suite import Plan, Suite, Trial, load_suite, plan, require_fit, select
+from benchmarks.planning import Plan, Trial, plan
+from benchmarks.suite import Suite, load_suite, require_fit, select
 from benchmarks.workspace import Workspace
 
 

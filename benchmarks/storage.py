@@ -12,9 +12,10 @@ from secrets import token_hex
 from typing import Any, BinaryIO
 from zipfile import BadZipFile, ZipFile
 
-from benchmarks.engines import Job
+from benchmarks.files import write_atomic
+from benchmarks.jobs import Job
 from benchmarks.messages import SuiteError
-from benchmarks.record import RecordError, parse_record, write_atomic
+from benchmarks.record import RecordError, parse_record
 from benchmarks.workspace import Workspace
 
 

@@ -1,45 +1,34 @@
-"""What is compared: suites, read from YAML, and the trials that they expand to. Free of torch."""
+"""What is compared: suites, read from YAML. Free of torch."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from benchmarks.ledgers import ledger_for
 from benchmarks.messages import SuiteError, explain, unknown
 from benchmarks.plugins import MODELS, plugged
 from benchmarks.rows import MethodEntry, options_of, override, rows_of_grid, settled
 from benchmarks.spec import (
     AnyData,
-    ComputeSpec,
     Config,
     DataSpec,
-    MethodSpec,
     ModelName,
     ModelSpec,
     Pretraining,
     QuantizerSpec,
     Recipe,
     Space,
-    StartSpec,
-    TrialSpec,
     canonical_json,
 )
 from methods import known_methods, load_method
-from methods.quantization.cost import Ledger, bops, uniform_bits
-from methods.quantization.policy import Candidates, LayerBits
 
 SUITES = Path(__file__).parent / "suites"
-
-
-FEW_POLICIES = 100
 
 
 class Resources(Config):
@@ -100,7 +89,7 @@ Ceiling = str | int | dict[ModelName, int]
 """`uniform:w4a4`, a number of BOPs, or a number per model."""
 
 
-_UNIFORM = re.compile(r"uniform:w(\d)a(\d)")
+UNIFORM = re.compile(r"uniform:w(\d)a(\d)")
 
 
 class Suite(Config):
@@ -182,7 +171,7 @@ class Suite(Config):
         if any(model.name == "resnet101" for model in self.models):
             raise ValueError("models: resnet101 is a teacher; name it under teacher")
         for ceiling in self.ceilings:
-            if isinstance(ceiling, str) and not _UNIFORM.fullmatch(ceiling):
+            if isinstance(ceiling, str) and not UNIFORM.fullmatch(ceiling):
                 raise ValueError(f"ceiling {ceiling!r}: write uniform:w4a4, a number of BOPs, or one per model")
             if isinstance(ceiling, dict) and (missing := {m.name for m in self.models} - set(ceiling)):
                 raise ValueError(f"ceiling {ceiling} gives no BOPs for {', '.join(sorted(missing))}")
@@ -203,113 +192,6 @@ def _usual_pairs(entries: Sequence[MethodEntry]) -> Iterator[tuple[str, str]]:
                 yield entry.row, reference.row
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One cell of a suite. row: the method's row in tables; ceiling: as the suite writes it."""
-
-    spec: TrialSpec
-    row: str
-    ceiling: str
-    ledger: Ledger
-
-    @property
-    def id(self) -> str:
-        return self.spec.id
-
-    @property
-    def model(self) -> str:
-        return self.spec.model.name
-
-    @property
-    def label(self) -> str:
-        parts = [self.model, self.row, self.ceiling, f"seed {self.spec.seed}"]
-        return " · ".join(parts + ([f"draw {self.spec.draw}"] if self.spec.draw else []))
-
-    @property
-    def work(self) -> float:
-        """A rough measure of its length, for starting long trials first."""
-        return self.spec.compute.epochs * math.sqrt(sum(layer.macs for layer in self.ledger))
-
-
-FLOAT_CEILING = "float"
-"""What stands in place of a ceiling for the float control, which every ceiling shares."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A suite's trials, each once, and what is worth a warning."""
-
-    suite: Suite
-    trials: tuple[Trial, ...]
-    warnings: tuple[str, ...]
-
-    @property
-    def starts(self) -> tuple[StartSpec, ...]:
-        """The float networks that the trials share, each once."""
-        return tuple({start.key: start for trial in self.trials for start in trial.spec.starts}.values())
-
-
-def plan(suite: Suite) -> Plan:
-    """Expand a suite.
-
-    Raises SuiteError where a ceiling lies below the cheapest policy, with both figures, where a method's options do not
-    fit a network, and where a search has no share.
-    """
-    trials: dict[str, Trial] = {}
-    warnings: list[str] = []
-    for model in suite.models:
-        ledger = ledger_for(model, suite.data)
-        for entry in suite.methods:
-            _check_options(entry, model, ledger)
-        for ceiling in suite.ceilings:
-            budget = ceiling_bops(ceiling, model, ledger)
-            warnings += _check_ceiling(ceiling_name(ceiling), budget, model.name, ledger, suite)
-            for trial in _cell(suite, model, ledger, ceiling_name(ceiling), budget):
-                trials.setdefault(trial.id, trial)
-    return Plan(suite, tuple(trials.values()), tuple(warnings))
-
-
-def _check_options(entry: MethodEntry, model: ModelSpec, ledger: Ledger) -> None:
-    try:
-        options = options_of(entry)
-    except ValueError as error:
-        raise SuiteError(str(error)) from None
-    try:
-        load_method(entry.name).Options.model_validate(options).check(ledger)
-    except ValueError as error:
-        raise SuiteError(f"options of {entry.row} do not fit {model.name}: {error}") from None
-
-
-def _cell(suite: Suite, model: ModelSpec, ledger: Ledger, ceiling: str, budget: int) -> Iterator[Trial]:
-    published = _published(suite, model)
-    for entry in suite.methods:
-        method, options = load_method(entry.name), options_of(entry)
-        quantizer, recipe = settled(entry, suite.quantizer, suite.recipe)
-        share = suite.compute.share_of(entry) if method.searches else 0.0
-        free = method.searches and suite.compute.protocol == "free-search"
-        for seed in suite.seeds:
-            for draw in range(entry.draws):
-                spec = TrialSpec(
-                    method=MethodSpec(name=entry.name, version=method.version, options=options),
-                    model=model if published else model.model_copy(update={"weights": None}),
-                    data=suite.data,
-                    pretraining=None if published else suite.pretraining,
-                    teacher=_teacher(suite),
-                    space=suite.space,
-                    ceiling_bops=budget if method.quantizes else None,
-                    quantizer=quantizer,
-                    recipe=recipe,
-                    compute=ComputeSpec(epochs=suite.compute.epochs, search_share=share, free_search=free),
-                    seed=seed,
-                    draw=draw,
-                )
-                yield Trial(spec, entry.row, ceiling if method.quantizes else FLOAT_CEILING, ledger)
-
-
-def _published(suite: Suite, model: ModelSpec) -> bool:
-    return suite.weights == "given" and model.weights is not None
-
-
 def require_fit(model: ModelSpec, data: DataSpec) -> None:
     """Raises SuiteError unless published weights fit such a network; torchvision has them for one form of each."""
     if model.name in plugged(MODELS):
@@ -320,16 +202,6 @@ def require_fit(model: ModelSpec, data: DataSpec) -> None:
             f"{model.width:g} and form {model.form} with {data.classes} classes; train from scratch with "
             "--set weights=none"
         )
-
-
-def _teacher(suite: Suite) -> StartSpec | None:
-    """One teacher for all seeds and networks, as published weights would be."""
-    if suite.teacher is None:
-        return None
-    if _published(suite, suite.teacher):
-        return StartSpec(model=suite.teacher, data=suite.data, pretraining=None, seed=0)
-    model = suite.teacher.model_copy(update={"weights": None})
-    return StartSpec(model=model, data=suite.data, pretraining=suite.pretraining, seed=0)
 
 
 def ceiling_name(ceiling: Ceiling) -> str:
@@ -343,43 +215,6 @@ def ceiling_name(ceiling: Ceiling) -> str:
     if isinstance(ceiling, dict):
         return " / ".join(f"{value / 1e9:g}" for value in ceiling.values()) + " GBOPs"
     return f"{ceiling / 1e9:g} GBOPs"
-
-
-def ceiling_bops(ceiling: Ceiling, model: ModelSpec, ledger: Ledger) -> int:
-    if isinstance(ceiling, dict):
-        return ceiling[model.name]
-    if isinstance(ceiling, int):
-        return ceiling
-    match = _UNIFORM.fullmatch(ceiling)
-    assert match, ceiling
-    return bops(ledger, uniform_bits(ledger, int(match[1]), int(match[2])))
-
-
-def candidates_of(space: Space, ledger: Ledger) -> Candidates:
-    """The bits that every searchable layer may get, cheapest first."""
-    pairs = sorted((LayerBits(w, a) for w in space.weights for a in space.activations), key=lambda b: (b[0] * b[1], b))
-    return {layer.name: pairs for layer in ledger if not layer.pinned}
-
-
-def _check_ceiling(name: str, budget: int, model: str, ledger: Ledger, suite: Suite) -> list[str]:
-    space = suite.space
-    cheapest = bops(ledger, uniform_bits(ledger, space.weights[0], space.activations[0]))
-    dearest = bops(ledger, uniform_bits(ledger, space.weights[-1], space.activations[-1]))
-    if budget < cheapest:
-        raise SuiteError(
-            f"{model}: the ceiling {name} is {budget:,} BOPs, below the cheapest policy of this space "
-            f"(w{space.weights[0]}a{space.activations[0]}: {cheapest:,} BOPs); raise the ceiling or add lower widths"
-        )
-    if not any(load_method(entry.name).chooses for entry in suite.methods):
-        return []  # nobody picks among the policies that are left
-    if budget >= dearest:
-        return [f"{model}: the ceiling {name} ({budget:,} BOPs) binds nothing: the dearest policy costs {dearest:,}"]
-    from methods.allocation import count_feasible  # imports numpy, which --help does without
-
-    feasible = count_feasible(ledger, candidates_of(space, ledger), budget, limit=FEW_POLICIES)
-    if feasible >= FEW_POLICIES:
-        return []
-    return [f"{model}: only {feasible} {'policy fits' if feasible == 1 else 'policies fit'} the ceiling {name}"]
 
 
 def suite_names() -> list[str]:

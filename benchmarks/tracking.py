@@ -13,8 +13,9 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.planning import Trial
 from benchmarks.record import Record
-from benchmarks.suite import Suite, Trial
+from benchmarks.suite import Suite
 
 if TYPE_CHECKING:
     from benchmarks.training import Progress

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.files import file_lock
 from benchmarks.record import Records
 from benchmarks.spec import DataSpec
 
 if TYPE_CHECKING:
     from benchmarks.data import Dataset
-
-
-@contextmanager
-def file_lock(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold the lock that is the file `path`; yields whether it was had. The system frees it however a process ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 @dataclass(frozen=True)
@@ -66,7 +53,7 @@ class Workspace:
 
     def load_data(self, spec: DataSpec) -> Dataset:
         """Raises DataError for data that cannot be used."""
-        from benchmarks.data import load_dataset
+        from benchmarks.data.opening import load_dataset
 
         return load_dataset(spec, self.data, self.allow_bad_images)
 

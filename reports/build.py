@@ -9,8 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.record import write_atomic
-from benchmarks.suite import Plan
+from benchmarks.files import write_atomic
+from benchmarks.planning import Plan
 from reports import document, page, tables
 from reports.across import row_scores
 from reports.agreement import agreement_rows

@@ -13,8 +13,9 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from benchmarks.messages import SuiteError, explain, unknown
+from benchmarks.planning import ceiling_bops
 from benchmarks.spec import Config
-from benchmarks.suite import Suite, ceiling_bops, load_suite, suite_names
+from benchmarks.suite import Suite, load_suite, suite_names
 from methods.quantization.cost import CONVENTIONS
 from reports.comparison import Comparison
 from reports.display import NOTHING, gbops, interval, percent

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
+from benchmarks.planning import FLOAT_CEILING, Plan, Trial
 from benchmarks.record import Record, RecordError
 from benchmarks.spec import digest
-from benchmarks.suite import FLOAT_CEILING, Plan, Trial, ceiling_name
+from benchmarks.suite import ceiling_name
 from reports.display import count
 from reports.provenance import ComparisonError, RecordSource, check_comparable, older_records, provenance_warnings
 

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from benchmarks.planning import Plan, Trial
 from benchmarks.record import Record
 from benchmarks.spec import PROTOCOL, canonical_json
-from benchmarks.suite import Plan, Trial
 
 Found = Sequence[tuple[Trial, Record]]
 

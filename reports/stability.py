@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from benchmarks.record import write_atomic
+from benchmarks.files import write_atomic
 from reports.across import RowScores, row_scores
 from reports.comparison import Comparison
 from reports.display import NOTHING, interval, points

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.suite import Trial
+from benchmarks.planning import Trial
 from reports.comparison import Comparison, Outcome
 from reports.display import scaled
 

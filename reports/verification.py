@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.planning import Plan, Trial
 from benchmarks.record import Record, RecordError, Records
 from benchmarks.spec import canonical_json
-from benchmarks.suite import Plan, Trial
 from reports.claims import FAILED, Status, Verdict, wider
 from reports.comparison import RecordSource
 from reports.display import percent

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.planning import FLOAT_CEILING, Plan, Trial
 from benchmarks.record import Record, Records
 from benchmarks.rows import MethodEntry
 from benchmarks.spec import (
@@ -22,7 +23,7 @@ from benchmarks.spec import (
     Space,
     TrialSpec,
 )
-from benchmarks.suite import FLOAT_CEILING, ComputeGrant, Plan, Suite, Trial
+from benchmarks.suite import ComputeGrant, Suite
 from methods.quantization.cost import CONVENTIONS, Layer, Ledger, bops, uniform_bits, weight_bytes
 from methods.quantization.policy import LayerBits
 

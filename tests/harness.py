@@ -21,9 +21,11 @@ import torch
 import yaml
 
 import runner
-from benchmarks.engines import Job, Outcome, jobs_of, run_jobs
+from benchmarks.engines import run_jobs
 from benchmarks.engines.local import LocalEngine
-from benchmarks.suite import Suite, load_suite, plan
+from benchmarks.jobs import Job, Outcome, jobs_of
+from benchmarks.planning import plan
+from benchmarks.suite import Suite, load_suite
 from benchmarks.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.compute import Account, ForwardMeter
+from benchmarks.planning import candidates_of
 from benchmarks.spec import OptimizerSpec, Recipe, Space
-from benchmarks.suite import candidates_of
 from benchmarks.training import Loop, Problem, WeightTraining
 from methods import load_method
 from methods.contract import Method, Searched

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tests.harness import ROOT
 SUPPORT = {"contract", "allocation", "batch_norm", "mixing", "sensitivity"}
 """Modules of methods/ that several methods need; the rest are methods."""
 
-REPORTS_MAY_IMPORT = {"benchmarks.record", "benchmarks.suite", "benchmarks.spec", "benchmarks.messages"}
+REPORTS_MAY_IMPORT = {f"benchmarks.{name}" for name in ("files", "messages", "planning", "record", "spec", "suite")}
 OURS = ("runner", "methods", "benchmarks", "reports")
 ONLY_IN = {"ray": "benchmarks/engines/ray.py", "mlflow": "benchmarks/tracking.py"}
 
@@ -113,6 +114,34 @@ def test_imports_keep_the_rules():
 )
 def test_the_rules_can_be_broken(path, line):
     assert broken_rules({path: ast.parse(line)}) != []
+
+
+def test_no_module_is_imported_by_what_it_imports():
+    assert circle(sources(ROOT)) == []
+
+
+def test_a_circle_of_imports_is_found():
+    lines = {
+        "benchmarks/a.py": "def f():\n    from benchmarks.b import x",
+        "benchmarks/b/__init__.py": "import benchmarks.c",
+        "benchmarks/c.py": "from benchmarks import a, d",
+        "benchmarks/d.py": "",
+    }
+    trees = {path: ast.parse(line) for path, line in lines.items()}
+    assert circle(trees) == ["benchmarks.a", "benchmarks.b", "benchmarks.c"]
+    assert circle(trees | {"benchmarks/c.py": ast.parse("import benchmarks.d")}) == []
+
+
+def circle(trees: dict[str, ast.Module]) -> list[str]:
+    """Modules that import one another in a circle, wherever in their files they do; none if there is no circle."""
+    names = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in trees}
+    try:
+        TopologicalSorter(
+            {name: set(imports(trees[path])) & (names.keys() - {name}) for name, path in names.items()}
+        ).prepare()
+    except CycleError as error:
+        return sorted(set(error.args[1]))
+    return []
 
 
 def test_every_module_of_methods_is_registered_or_support():

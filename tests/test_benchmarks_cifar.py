@@ -12,9 +12,9 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10
 
-from benchmarks.data import load_dataset
 from benchmarks.data.cifar import DEVIATION, MEAN
 from benchmarks.data.folders import DataError
+from benchmarks.data.opening import load_dataset
 from benchmarks.messages import SuiteError
 from benchmarks.spec import DataSpec
 from tests.harness import cli

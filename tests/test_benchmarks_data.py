@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.data import AUGMENTATION_DRAWS, load_dataset
+from benchmarks.data import AUGMENTATION_DRAWS
 from benchmarks.data.folders import DataError
 from benchmarks.data.imagefolder import DEVIATION, MEAN
+from benchmarks.data.opening import load_dataset
 from benchmarks.data.stream import Stream, stream_seed, torch_stream
 from benchmarks.data.tree import write_tree
 from benchmarks.messages import SuiteError

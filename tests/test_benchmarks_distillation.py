@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.compute import measure_macs
-from benchmarks.engines import jobs_of
+from benchmarks.jobs import jobs_of
 from benchmarks.ledgers import ledger_for
+from benchmarks.planning import plan
 from benchmarks.record import Records
-from benchmarks.suite import plan
 from benchmarks.training import Problem, WeightTraining
 from methods.contract import MicroBatch
 from methods.quantization.convert import replace_activations

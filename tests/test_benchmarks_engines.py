@@ -13,12 +13,14 @@ import torch
 from rich.console import Console
 
 from benchmarks import engines, stopping, trial
-from benchmarks.engines import EngineError, Job, Observer, Outcome, jobs_of, run_jobs
+from benchmarks.engines import EngineError, Observer, run_jobs
 from benchmarks.engines.local import LocalEngine
 from benchmarks.faults import DeviceLostError
+from benchmarks.jobs import Job, Outcome, jobs_of
+from benchmarks.planning import plan
 from benchmarks.progress import View
 from benchmarks.record import Records
-from benchmarks.suite import Resources, plan
+from benchmarks.suite import Resources
 from benchmarks.training import Progress
 from benchmarks.workspace import Workspace
 from tests.harness import ROOT, tiny_suite

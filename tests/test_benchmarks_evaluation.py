@@ -28,14 +28,15 @@ from benchmarks.checkpoint import (
     save_checkpoint,
     save_network,
 )
-from benchmarks.engines import jobs_of, run_jobs
+from benchmarks.engines import run_jobs
 from benchmarks.engines.local import LocalEngine
 from benchmarks.environment import describe
 from benchmarks.evaluation import evaluate, recalibrate_bn
+from benchmarks.jobs import jobs_of
 from benchmarks.messages import SuiteError
 from benchmarks.models import build_model, published_weights, weights_file
+from benchmarks.planning import plan
 from benchmarks.spec import DataSpec, ModelSpec
-from benchmarks.suite import plan
 from benchmarks.workspace import Workspace
 from methods.quantization.cost import uniform_bits, with_pins
 from methods.quantization.modules import apply_policy, quant_layers

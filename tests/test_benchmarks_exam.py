@@ -13,10 +13,11 @@ import torch
 import benchmarks.trial
 import tests.test_every_method as exam
 from benchmarks.compute import UnpaidWorkError
-from benchmarks.data import Subset, load_dataset
+from benchmarks.data import Subset
+from benchmarks.data.opening import load_dataset
 from benchmarks.exam import examine
+from benchmarks.planning import candidates_of, plan
 from benchmarks.spec import DataSpec
-from benchmarks.suite import candidates_of, plan
 from benchmarks.training import Problem
 from benchmarks.workspace import Workspace
 from methods import METHODS, known_methods

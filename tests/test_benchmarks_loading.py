@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.data import load_dataset
 from benchmarks.data.folders import DataError
 from benchmarks.data.loading import Request, fetched
+from benchmarks.data.opening import load_dataset
 from benchmarks.data.stream import Stream
 from benchmarks.faults import machine_s_fault
 from benchmarks.spec import DataSpec

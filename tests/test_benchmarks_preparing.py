@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
-from benchmarks.data import load_dataset, preparing
+from benchmarks.data import preparing
 from benchmarks.data.archives import DEVKIT, TRAIN, VAL
 from benchmarks.data.folders import DataError
 from benchmarks.data.listing import MANIFEST, Listing, listing_of, read_manifest, scan, write_manifest
+from benchmarks.data.opening import load_dataset
 from benchmarks.data.preparing import IMAGENET, cache_size, look_through, make_cache, remarks
 from benchmarks.data.tree import write_tree
 from benchmarks.spec import DataSpec

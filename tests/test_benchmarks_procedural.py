@@ -13,9 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.data import AUGMENTATION_DRAWS, load_dataset
+from benchmarks.data import AUGMENTATION_DRAWS
 from benchmarks.data.cache import images_path, is_pinned, open_images, preset_of
 from benchmarks.data.folders import DATA_VARIABLE, DataError, find_folder
+from benchmarks.data.opening import load_dataset
 from benchmarks.data.procedural import MAX_SHIFT, DrawnSplit
 from benchmarks.drawing.presets import PRESETS, SPLITS
 from benchmarks.drawing.scene import draw

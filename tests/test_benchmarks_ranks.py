@@ -14,16 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.checkpoint import load_network, save_network
-from benchmarks.data import load_dataset
+from benchmarks.data.opening import load_dataset
 from benchmarks.data.stream import Stream
-from benchmarks.engines import Job, Outcome, execute, jobs_of, run_jobs, work
+from benchmarks.engines import run_jobs
+from benchmarks.engines.alone import work
 from benchmarks.engines.local import LocalEngine
 from benchmarks.engines.together import together
+from benchmarks.engines.worker import execute
+from benchmarks.jobs import Job, Outcome, jobs_of
 from benchmarks.messages import SuiteError
+from benchmarks.planning import plan
 from benchmarks.ranks import ALONE, Ranks, RanksDifferError, joined
 from benchmarks.record import Records
 from benchmarks.spec import DataSpec, OptimizerSpec, Recipe
-from benchmarks.suite import plan
 from benchmarks.training import Problem, WeightTraining
 from benchmarks.workspace import Workspace
 from methods.quantization.cost import with_pins

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.record import SCHEMA, Record, RecordError, Records, read_record, write_atomic, write_text_atomic
-from benchmarks.suite import load_suite, plan
+from benchmarks.planning import plan
+from benchmarks.record import SCHEMA, Record, RecordError, Records, read_record
+from benchmarks.suite import load_suite
 from tests.fabricated import make_record
 
 
@@ -80,29 +81,6 @@ def test_a_record_under_another_name_is_refused(record, tmp_path):
     Records(tmp_path).path(record.id).rename(tmp_path / "other.json")
     with pytest.raises(RecordError, match=record.id):
         Records(tmp_path).get("other")
-
-
-def test_a_write_that_fails_leaves_what_was_there(tmp_path):
-    path = tmp_path / "r.json"
-
-    def fail(file: Any) -> None:
-        file.write(b"half")
-        raise OSError("No space left on device")
-
-    with pytest.raises(OSError, match="No space"):
-        write_atomic(path, fail)
-    assert list(tmp_path.iterdir()) == []
-    write_text_atomic(path, "whole")
-    with pytest.raises(OSError, match="No space"):
-        write_atomic(path, fail)
-    assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("r.json", "whole")]
-
-
-def test_a_write_makes_the_folders_it_needs_and_replaces(tmp_path):
-    path = tmp_path / "a" / "b" / "r.json"
-    write_text_atomic(path, "one")
-    write_text_atomic(path, "two")
-    assert path.read_text() == "two"
 
 
 def test_half_written_files_are_no_records(record, tmp_path: Path):

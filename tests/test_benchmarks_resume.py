@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from benchmarks import trial
-from benchmarks.engines import execute, jobs_of
-from benchmarks.suite import plan
+from benchmarks.engines.worker import execute
+from benchmarks.jobs import jobs_of
+from benchmarks.planning import plan
 from benchmarks.training import Progress
 from benchmarks.workspace import Workspace
 from tests.harness import (

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.messages import SuiteError
-from benchmarks.suite import load_suite, plan
+from benchmarks.planning import plan
+from benchmarks.suite import load_suite
 from tests.harness import tiny_suite
 
 GRID = {

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.messages import SuiteError
+from benchmarks.planning import plan
 from benchmarks.spec import ComputeSpec, OptimizerSpec, QuantizerSpec, Recipe, Space, TrialSpec, canonical_json, digest
-from benchmarks.suite import load_suite, plan
+from benchmarks.suite import load_suite
 from tests.harness import ROOT, tiny_suite
 
 GOLDEN = Path(__file__).parent / "golden" / "trial_ids.json"
@@ -152,7 +153,8 @@ def test_published_weights_are_one_start_for_every_seed():
 
 
 def test_ids_do_not_hang_on_the_hash_seed_of_the_process():
-    script = "from benchmarks.suite import *; print([t.id for t in plan(load_suite('smoke')).trials])"
+    script = "from benchmarks.planning import *; from benchmarks.suite import *; "
+    script += "print([t.id for t in plan(load_suite('smoke')).trials])"
     command = [sys.executable, "-c", script]
     found = {
         subprocess.run(

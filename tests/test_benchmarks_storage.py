@@ -20,11 +20,14 @@ import torch
 
 import runner
 from benchmarks import engines, keeping
-from benchmarks.engines import Job, Observer, Outcome, execute, jobs_of, run_jobs
+from benchmarks.engines import Observer, run_jobs
+from benchmarks.engines.worker import execute
+from benchmarks.jobs import Job, Outcome, jobs_of
+from benchmarks.planning import plan
 from benchmarks.progress import View
 from benchmarks.record import Records
 from benchmarks.storage import Storage, StorageError
-from benchmarks.suite import load_suite, plan
+from benchmarks.suite import load_suite
 from benchmarks.training import Progress
 from benchmarks.workspace import Workspace
 from tests.harness import Silent, cli, comparable, copy_float_starts, finished, start, tiny_suite, write_suite

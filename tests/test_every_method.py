@@ -28,9 +28,11 @@ from torch import nn
 
 import benchmarks.setting
 import benchmarks.trial
-from benchmarks.data import Dataset, load_dataset
+from benchmarks.data import Dataset
+from benchmarks.data.opening import load_dataset
+from benchmarks.planning import Plan, plan
 from benchmarks.spec import Space, canonical_json
-from benchmarks.suite import Plan, load_suite, plan
+from benchmarks.suite import load_suite
 from benchmarks.training import Problem, WeightTraining
 from benchmarks.workspace import Workspace
 from methods import METHODS, load_method
@@ -428,7 +430,7 @@ def test_the_test_split_is_out_of_reach(each: Examinee, pictures: Finished, tmp_
     workspace = fresh(pictures, tmp_path)
     with (
         mock.patch.object(benchmarks.setting, "Problem", problem),
-        mock.patch("benchmarks.data.load_dataset", loaded),
+        mock.patch("benchmarks.data.opening.load_dataset", loaded),
     ):
         for _ in benchmarks.trial.run(chosen.spec, workspace):
             pass

@@ -20,11 +20,13 @@ import pytest
 
 from benchmarks.checkpoint import previous
 from benchmarks.data.tree import write_tree
-from benchmarks.engines import Job, Outcome, jobs_of, run_jobs
+from benchmarks.engines import run_jobs
 from benchmarks.engines.local import LocalEngine
+from benchmarks.jobs import Job, Outcome, jobs_of
+from benchmarks.planning import plan
 from benchmarks.progress import View
 from benchmarks.record import Records
-from benchmarks.suite import load_suite, plan
+from benchmarks.suite import load_suite
 from benchmarks.training import Loop, WeightTraining
 from benchmarks.workspace import Workspace
 from methods.quantization.cost import uniform_bits, with_pins

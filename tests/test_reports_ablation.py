@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from benchmarks.suite import Trial
+from benchmarks.planning import Trial
 from methods import load_method
 from reports import ablation
 from tests.fabricated import make_plan, make_suite, with_label, write_records

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.planning import plan
 from benchmarks.record import Records
-from benchmarks.suite import load_suite, plan, select
+from benchmarks.suite import load_suite, select
 from reports.across import RowScores, across_tables, pairs, row_scores
 from reports.agreement import agreement, agreement_rows, agreement_table, by_chance, by_layer
 from reports.comparison import gather

@@ -9,8 +9,8 @@ from unittest import mock
 
 import pytest
 
+from benchmarks.planning import Plan, Trial
 from benchmarks.spec import OptimizerSpec, QuantizerSpec
-from benchmarks.suite import Plan, Trial
 from methods.quantization.cost import uniform_bits
 from reports import ranges
 from tests.fabricated import RECIPE, fail, make_plan, make_suite, write_records

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks.suite import Suite, plan
+from benchmarks.planning import plan
+from benchmarks.suite import Suite
 from reports import retraining
 from reports.retraining import components, lines, suite_of
 from tests.fabricated import make_plan, make_suite, with_label, write_records

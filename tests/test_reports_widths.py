@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from benchmarks.suite import Trial
+from benchmarks.planning import Trial
 from methods.quantization.cost import uniform_bits
 from reports import widths
 from tests.fabricated import fail, make_plan, make_suite, write_records

@@ -22,9 +22,11 @@ from PIL import Image
 from benchmarks import rescoring, session
 from benchmarks.data.folders import DATA_VARIABLE
 from benchmarks.evaluation import Score
+from benchmarks.files import write_text_atomic
 from benchmarks.messages import SuiteError
-from benchmarks.record import read_record, write_text_atomic
-from benchmarks.suite import load_suite, plan
+from benchmarks.planning import plan
+from benchmarks.record import read_record
+from benchmarks.suite import load_suite
 from benchmarks.tracking import Tracker
 from benchmarks.training import Progress
 from benchmarks.trial import run as run_trial

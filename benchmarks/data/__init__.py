@@ -1,13 +1,9 @@
-"""Datasets, one file each, and the deterministic stream over any of them. Importing this must not import numpy."""
+"""What a dataset is, and the orders in which its images come. Importing this must not import numpy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
-
-from benchmarks.plugins import DATASETS, load_plugin, plugged
-from benchmarks.spec import DataSpec, ProceduralSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,33 +58,6 @@ class Subset:
 
     def load(self, indices: NDArray[np.int64], draws: NDArray[np.float64] | None) -> tuple[Tensor, Tensor]:
         return self.split.load(self.indices[indices], draws)
-
-
-def load_dataset(spec: DataSpec, folder: Path | None, allow_bad_images: int = 0) -> Dataset:
-    """Raises DataError for data that cannot be used.
-
-    folder: where files are, or are kept once they are drawn; datasets without files ignore it.
-    allow_bad_images: how many image files that cannot be read may be left out, as their folder's manifest names them.
-    """
-    if spec.dataset in plugged(DATASETS):
-        brought: Dataset = load_plugin(DATASETS, spec.dataset)(spec, folder)
-        return brought
-    if spec.dataset == "digits":
-        from benchmarks.data.digits import load_digits_dataset
-
-        return load_digits_dataset(spec)
-    assert folder is not None
-    if spec.dataset.startswith("cifar"):
-        from benchmarks.data.cifar import load_cifar
-
-        return load_cifar(spec, folder)
-    if isinstance(spec, ProceduralSpec):
-        from benchmarks.data.procedural import load_procedural
-
-        return load_procedural(spec, folder)
-    from benchmarks.data.imagefolder import load_imagefolder
-
-    return load_imagefolder(spec, folder, allow_bad_images)
 
 
 def permutation(seed: int, *key: int, count: int) -> NDArray[np.int64]:

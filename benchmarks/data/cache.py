@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from benchmarks.data.folders import DataError
 from benchmarks.drawing.presets import PRESETS, SPLITS, Preset
 from benchmarks.drawing.scene import draw
-from benchmarks.record import write_atomic
+from benchmarks.files import file_lock, write_atomic
 from benchmarks.spec import ProceduralSpec
-from benchmarks.workspace import file_lock
 
 _DIGEST_BYTES = 32
 _BLOCK = 1000

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data.folders import CACHE, DataError, class_names, images_folder
-from benchmarks.record import write_atomic
+from benchmarks.files import write_atomic
 from benchmarks.spec import DataSpec
 
 MANIFEST = "manifest.json"

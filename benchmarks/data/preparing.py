@@ -22,7 +22,7 @@ from PIL import Image
 from benchmarks.data.decoding import UnreadableError, check, decoded
 from benchmarks.data.folders import DataError
 from benchmarks.data.listing import COPIES, PARTS, Listing, scan, write_manifest
-from benchmarks.record import write_text_atomic
+from benchmarks.files import write_text_atomic
 
 T = TypeVar("T")
 

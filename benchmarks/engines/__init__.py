@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-import traceback
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from benchmarks.jobs import Job, Outcome
 from benchmarks.messages import SuiteError
-from benchmarks.spec import StartSpec, TrialSpec
-from benchmarks.suite import Plan
 from benchmarks.workspace import Workspace
 
 if TYPE_CHECKING:
-    from benchmarks.ranks import Ranks
     from benchmarks.training import Progress
 
 _POLL_SECONDS = 0.5
@@ -24,52 +21,6 @@ _ARRIVAL_SECONDS = 60.0
 
 class EngineError(Exception):
     """An engine that cannot be started or reached; the message says what to do."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A float start or a trial. key: its lock, alike in every process."""
-
-    key: str
-    label: str
-    spec: TrialSpec | StartSpec
-
-    @property
-    def is_trial(self) -> bool:
-        return isinstance(self.spec, TrialSpec)
-
-    @property
-    def with_starts(self) -> list[Job]:
-        """The float starts that a trial makes where they are missing, then itself; of a start itself alone."""
-        starts = self.spec.starts if isinstance(self.spec, TrialSpec) else ()
-        return [*(Job(f"start-{start.key}", self.label, start) for start in starts), self]
-
-    def done(self, workspace: Workspace) -> bool:
-        """Whether its result is on disk. Raises RecordError for a damaged record."""
-        if isinstance(self.spec, TrialSpec):
-            return workspace.records.get(self.key) is not None
-        return workspace.start(self.spec.key).exists()
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"key": self.key, "label": self.label, "trial": self.is_trial, "spec": self.spec.model_dump(mode="json")}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Job:
-        kind = TrialSpec if data["trial"] else StartSpec
-        return cls(data["key"], data["label"], kind.model_validate(data["spec"]))
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a job ended. lost: by no fault of a method, and without a record; busy: another run has it.
-
-    message: of a job that is done, why its result is not at the storage. wrong_use: lost because the suite asks for
-    what cannot be, and so it would be again.
-    """
-
-    status: Literal["done", "busy", "lost"]
-    message: str = ""
-    wrong_use: bool = False
 
 
 class Observer(Protocol):
@@ -82,68 +33,6 @@ class Observer(Protocol):
 class Engine(Protocol):
     def run(self, jobs: Sequence[Job], workspace: Workspace, observer: Observer) -> None:
         """Run every job once. Raises EngineError if nothing can be run."""
-
-
-def jobs_of(plan: Plan) -> list[Job]:
-    """Float starts before the trials that need them, long ones first, so that no core waits at the end."""
-    longest = {start.key: trial.work for trial in plan.trials for start in trial.spec.starts}
-    starts = sorted(plan.starts, key=lambda start: -longest[start.key])
-    names = {start.key: f"{start.model.name} · float start · seed {start.seed}" for start in starts}
-    trials = sorted(plan.trials, key=lambda trial: -trial.work)
-    return [Job(f"start-{start.key}", names[start.key], start) for start in starts] + [
-        Job(trial.id, trial.label, trial.spec) for trial in trials
-    ]
-
-
-def execute(job: Job, workspace: Workspace) -> Iterator[Progress | Outcome]:
-    """Run one job under its lock: progress while it lasts, then its outcome. Runs in a worker."""
-    from benchmarks.engines.together import together
-    from benchmarks.keeping import Keeper
-
-    with workspace.lock(job.key, wait=False) as mine:
-        if not mine:
-            yield Outcome("busy")
-            return
-        if job.done(workspace):
-            yield Keeper(job, workspace, workspace.storage).done()
-            return
-        yield from work(job, workspace) if workspace.ranks == 1 else together(job, workspace)
-
-
-def work(job: Job, workspace: Workspace, ranks: Ranks | None = None) -> Iterator[Progress | Outcome]:
-    """Do a job, or one rank's part of it, unless it is done; its lock is held by whoever calls.
-
-    Raises DeviceLostError where this process can do no other job either.
-    """
-    from benchmarks import trial
-    from benchmarks.environment import configure_torch
-    from benchmarks.faults import machine_s_fault, require_device
-    from benchmarks.keeping import Keeper
-    from benchmarks.pretraining import float_start
-    from benchmarks.ranks import ALONE
-    from benchmarks.training import DivergedError
-
-    ranks = ranks or ALONE
-    keeper = Keeper(job, workspace, None if ranks.rank else workspace.storage)
-    try:
-        keeper.fetch()
-        if ranks.decided(ranks.rank == 0 and job.done(workspace)):  # by processes of which another died afterwards
-            yield keeper.done()
-            return
-        steps: Generator[Progress, None, object]
-        if isinstance(job.spec, TrialSpec):
-            steps = trial.run(job.spec, workspace, ranks)
-        else:
-            configure_torch(workspace.threads, workspace.device)
-            steps = float_start(job.spec, workspace, workspace.load_data(job.spec.data), ranks)
-        yield from keeper.along(steps)
-    except Exception as error:
-        if not (isinstance(error, DivergedError) or machine_s_fault(error)):
-            raise
-        require_device(workspace.device, error)
-        yield Outcome("lost", str(error) or traceback.format_exc(), isinstance(error, SuiteError))
-        return
-    yield keeper.done()
 
 
 @dataclass

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from benchmarks.engines import EngineError, Job, Observer, Outcome, execute
+from benchmarks.engines import EngineError, Observer
+from benchmarks.engines.worker import execute
 from benchmarks.environment import require_compiler
+from benchmarks.jobs import Job, Outcome
 from benchmarks.stopping import heeded
 from benchmarks.suite import Resources
 from benchmarks.workspace import Workspace

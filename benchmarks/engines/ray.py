@@ -38,8 +38,11 @@ from ray import train, tune  # noqa: E402
 from ray.train.torch import TorchConfig, TorchTrainer  # noqa: E402
 from ray.tune.integration.ray_train import TuneReportCallback  # noqa: E402
 
-from benchmarks.engines import EngineError, Job, Observer, Outcome, execute, work  # noqa: E402
+from benchmarks.engines import EngineError, Observer  # noqa: E402
+from benchmarks.engines.alone import work  # noqa: E402
+from benchmarks.engines.worker import execute  # noqa: E402
 from benchmarks.environment import SENT_FROM, require_compiler, source_state  # noqa: E402
+from benchmarks.jobs import Job, Outcome  # noqa: E402
 from benchmarks.keeping import Keeper  # noqa: E402
 from benchmarks.ranks import PATIENCE, Ranks, backend_for  # noqa: E402
 from benchmarks.stopping import StoppedError, asked, heeded, watch  # noqa: E402

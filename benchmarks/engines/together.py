@@ -16,7 +16,8 @@ from pathlib import Path
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.engines import Job, Outcome, work
+from benchmarks.engines.alone import work
+from benchmarks.jobs import Job, Outcome
 from benchmarks.ranks import GONE, joined
 from benchmarks.stopping import StoppedError, asked, heeded
 from benchmarks.workspace import Workspace

@@ -22,9 +22,10 @@ from PIL import Image, ImageFilter
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from benchmarks.data import AUGMENTATION_DRAWS, Split, load_dataset
+from benchmarks.data import AUGMENTATION_DRAWS, Split
 from benchmarks.data.imagefolder import DEVIATION, MEAN
 from benchmarks.data.loading import Request, fetched
+from benchmarks.data.opening import load_dataset
 from benchmarks.data.preparing import look_through, make_cache
 from benchmarks.perf.rounds import interleaved, ratio
 from benchmarks.spec import DataSpec

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from benchmarks.compute import Account
 from benchmarks.perf.rounds import Ratio, interleaved, ratio
 from benchmarks.perf.step import MODELS, PRECISIONS, Contender, autocast, batch_of, warm_up
+from benchmarks.planning import candidates_of
 from benchmarks.spec import OptimizerSpec, Recipe, Space
-from benchmarks.suite import candidates_of
 from benchmarks.training import Problem
 from methods.contract import MicroBatch
 from methods.metamix import SELECTION, MetaMix, MetaMixOptions
