@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
 import shutil
@@ -9,7 +10,8 @@ import socket
 import sys
 import tomllib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -43,25 +45,32 @@ class Finding(NamedTuple):
 def examine(
     suite: Suite, data: Path | None, out: Path, weights: Path | None = None, allow_bad_images: int = 0
 ) -> Iterator[Finding]:
-    """What a suite needs, looked at in a few seconds, what takes longest last; nothing is written or fetched."""
-    checks: dict[str, Callable[[], Iterator[Finding]]] = {
-        "Python and packages": _packages,
-        "the output folder": partial(_space, out),
-        "shared memory": partial(_shared_memory, suite),
-        "the machine's limits": _limits,
-        "cores": partial(_cores, suite),
-        "the plan": partial(_plan, suite),
-        "data": partial(_data, suite, data, allow_bad_images),
-        "GPUs": partial(_gpus, suite),
-        "quantizers": partial(_quantizers, suite),
-        "a compiler": partial(_compiler, suite),
-        "weights": partial(_weights, suite, data, weights),
-    }
-    for what, check in checks.items():
-        yield from _found(what, check)
+    """What a suite needs, looked at in five seconds, what takes longest last; nothing is written or fetched."""
+    # A process of its own for the data: a manifest of a million files takes a second while torch is imported here.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as aside:
+        data_findings = aside.submit(_listed, partial(_data, suite, data, allow_bad_images))
+        checks: dict[str, Callable[[], Iterable[Finding]]] = {
+            "Python and packages": _packages,
+            "the output folder": partial(_space, out),
+            "shared memory": partial(_shared_memory, suite),
+            "the machine's limits": _limits,
+            "cores": partial(_cores, suite),
+            "the plan": partial(_plan, suite),
+            "GPUs": partial(_gpus, suite),
+            "quantizers": partial(_quantizers, suite),
+            "a compiler": partial(_compiler, suite),
+            "data": data_findings.result,
+            "weights": partial(_weights, suite, data, weights),
+        }
+        for what, check in checks.items():
+            yield from _found(what, check)
 
 
-def _found(what: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+def _listed(check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    return list(check())
+
+
+def _found(what: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
     """What a check finds, its own failure included: the others are looked at all the same."""
     try:
         yield from check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,12 +107,18 @@ def backend_for(device: str) -> str:
     return "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
 
 
+def join(rank: int, count: int, meeting: Path, backend: str) -> None:
+    """Meet the other ranks of this machine at a file that none of them has written yet; they talk by loopback alone."""
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    dist.init_process_group(
+        backend, init_method=f"file://{meeting.resolve()}", rank=rank, world_size=count, timeout=PATIENCE
+    )
+
+
 @contextmanager
 def joined(rank: int, count: int, meeting: Path, device: str) -> Iterator[Ranks]:
-    """Meet the other ranks at a file that none of them has written yet, and part again."""
-    dist.init_process_group(
-        backend_for(device), init_method=f"file://{meeting.resolve()}", rank=rank, world_size=count, timeout=PATIENCE
-    )
+    """Meet the other ranks of this machine as `join` has it, and part again."""
+    join(rank, count, meeting, backend_for(device))
     try:
         yield Ranks(rank, count)
     finally:

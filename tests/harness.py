@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -125,6 +125,15 @@ def comparable(records: Path) -> dict[str, tuple[Any, Any]]:
         data = json.loads(path.read_text(encoding="utf-8"))
         found[f"{data['spec']['method']['name']} {data['spec']['draw']}"] = (data["spec"], data["result"])
     return found
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """A process and all that it has started, themselves or through others."""
+    yield pid
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in task.read_text().split():
+                yield from descendants(int(child))
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, bytes]]:

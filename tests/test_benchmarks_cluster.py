@@ -20,7 +20,7 @@ import pytest
 from benchmarks import environment
 from benchmarks.environment import SENT_FROM, source_state
 from benchmarks.record import Records
-from tests.harness import ROOT, comparable, copy_float_starts, finished, run_with_ray, start, write_suite
+from tests.harness import ROOT, comparable, copy_float_starts, descendants, finished, run_with_ray, start, write_suite
 
 DEADLINE_SECONDS = 600.0
 
@@ -64,14 +64,6 @@ def started(*before: str) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def descendants(pid: int) -> Iterator[int]:
-    yield pid
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            for child in task.read_text().split():
-                yield from descendants(int(child))
-
-
 def listening(pid: int) -> set[str]:
     """Addresses, in hexadecimal as the kernel has them, on which a process and its descendants accept connections."""
     held = set()
@@ -83,8 +75,16 @@ def listening(pid: int) -> set[str]:
 
 
 @pytest.mark.complete
-def test_a_cluster_of_one_s_own_listens_on_this_machine_alone(tmp_path):
-    suite = write_suite(tmp_path, methods=["uniform-lsq"])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_cluster_of_one_s_own_listens_on_this_machine_alone(ranks, tmp_path):
+    shared = {"optimizer": {"name": "adam", "lr": 0.001}, "batch_size": 8, "micro_batch": 4}
+    suite = write_suite(
+        tmp_path,
+        methods=["uniform-lsq"],
+        recipe=shared,
+        pretraining={"epochs": 1, "recipe": shared},
+        resources={"workers_per_trial": ranks},
+    )
     process, seen = start(run_with_ray, suite, tmp_path / "out"), set()
     while process.is_alive():
         seen |= listening(process.pid or 0)

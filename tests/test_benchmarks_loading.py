@@ -5,9 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.data.folders import DataError
-from benchmarks.data.loading import Request, fetched
+from benchmarks.data.loading import Request, _apart, fetched
 from benchmarks.data.opening import load_dataset
 from benchmarks.data.stream import Stream
 from benchmarks.faults import machine_s_fault
@@ -88,6 +90,31 @@ def test_a_loader_that_is_killed_during_a_step_is_no_fault_of_the_method_either(
         step_that_loses(worker.pid)
     ready.close()  # type: ignore[attr-defined]
     assert machine_s_fault(caught.value)
+
+
+def test_a_loader_heeds_sigterm_from_the_trial_alone():
+    """torch ends by it, when a trial ends, what has not ended by itself; a scheduler means the trial."""
+    loader = multiprocessing.get_context("fork").Process(target=stand_by)
+    loader.start()
+    while not blocked(loader.pid or 0) >> (signal.SIGTERM - 1) & 1:
+        time.sleep(0.01)
+    subprocess.run(["kill", str(loader.pid)], check=True)
+    loader.join(0.5)
+    assert loader.is_alive()
+    loader.terminate()
+    loader.join(10)
+    assert loader.exitcode == 0
+
+
+def blocked(pid: int) -> int:
+    """Signals that a process does not take, a bit each."""
+    (said,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigBlk"))
+    return int(said.split()[1], 16)
+
+
+def stand_by() -> None:
+    _apart(0)
+    time.sleep(60)
 
 
 def test_a_loader_that_is_killed_is_no_fault_of_the_method():

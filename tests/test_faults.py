@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ from benchmarks.jobs import Job, Outcome, jobs_of
 from benchmarks.planning import plan
 from benchmarks.progress import View
 from benchmarks.record import Records
-from benchmarks.suite import load_suite
-from benchmarks.training import Loop, WeightTraining
+from benchmarks.suite import Resources, load_suite
+from benchmarks.training import Loop, Progress, WeightTraining
 from benchmarks.workspace import Workspace
 from methods.quantization.cost import uniform_bits, with_pins
 from tests.harness import (
@@ -36,6 +37,7 @@ from tests.harness import (
     cli,
     comparable,
     copy_float_starts,
+    descendants,
     finished,
     run_with_ray,
     start,
@@ -214,9 +216,19 @@ def test_a_full_disk_costs_nothing_but_the_time(tmp_path):
     assert same_as_undisturbed(tmp_path / "out")
 
 
+def process_group(pid: int) -> Sequence[int]:
+    """What `timeout` signals, and a shell that ends its jobs."""
+    return [one for one in descendants(pid) if os.getpgid(one) == pid]
+
+
+def every_process(pid: int) -> Sequence[int]:
+    """What a service's manager signals."""
+    return list(descendants(pid))
+
+
 @pytest.mark.complete
-def test_sigterm_to_loaders_as_well_has_a_trial_save_itself(tmp_path):
-    """`timeout`, and a shell that ends its jobs, signal the whole process group."""
+@pytest.mark.parametrize("told", [process_group, every_process])
+def test_sigterm_to_loaders_as_well_has_a_trial_save_itself(told, tmp_path):
     write_tree(tmp_path / "tree", classes=3, train=30, val=2)
     suite = write_suite(
         tmp_path,
@@ -235,7 +247,8 @@ def test_sigterm_to_loaders_as_well_has_a_trial_save_itself(tmp_path):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < until
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGTERM)
+    for pid in told(process.pid):
+        os.kill(pid, signal.SIGTERM)
     said = process.communicate(timeout=60)[1]
     assert (process.returncode, "run the same command again" in said) == (130, True), said
 
@@ -260,26 +273,56 @@ def test_memory_does_not_grow_over_two_thousand_steps():
     for progress in loop.run():
         if progress.step % 500 == 0:
             gc.collect()
-            resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
+            resident.append(resident_bytes(os.getpid()))
     assert len(resident) == 4
     # A leak of one gradient of this network's 20 kB a step would be 20 MB from one reading to the next.
     assert resident[-1] - resident[0] < 8 * 2**20
 
 
+@pytest.mark.complete
+def test_memory_does_not_grow_over_two_thousand_steps_of_a_trial(tmp_path):
+    """As it is run: two searches' streams of image files with a loader each, a teacher, and checkpoints."""
+    write_tree(tmp_path / "tree", classes=3, train=30, val=2)
+    suite = write_suite(
+        tmp_path,
+        data={"dataset": "imagefolder", "image_size": 32, "classes": 3, "augment": "crop-flip"},
+        teacher={"name": "resnet18", "width": 0.03125, "form": "small"},
+        methods=[METHOD],
+        compute={"epochs": 460, "search_share": 0.85},
+    )
+    resident: dict[str, list[tuple[int, int]]] = {}
+
+    class Weighed(Silent):
+        def progress(self, _job: Job, progress: Sequence[Progress]) -> None:
+            stage, step = progress[-1].stage, progress[-1].step
+            if step % 100 == 0 and step:
+                gc.collect()
+                trial, *loaders = map(resident_bytes, descendants(os.getpid()))
+                resident.setdefault(stage, []).append((trial, max(loaders)))
+
+    (trial,) = (job for job in jobs_of(plan(load_suite(str(suite)))) if job.is_trial)
+    place = Workspace(tmp_path / "out", "tiny", tmp_path / "tree", loaders=1, checkpoint_seconds=1.0)
+    assert run_jobs(LocalEngine(Resources()), [trial], place, Weighed()) == {}
+    assert steps(tmp_path / "out") > 2_000
+    assert resident.keys() == {"search", "finetune"}
+    for readings in resident.values():
+        assert len(readings) >= 5
+        # A gradient of this network's 20 kB a step would be 8 MB from the first reading to the fifth.
+        assert all(last - first < 4 * 2**20 for first, last in zip(readings[0], readings[-1], strict=True))
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def ray_workers(driver: int, kind: str = "Trainable") -> Sequence[int]:
     """Processes of Ray's actors that belong to a driver, by their command lines."""
-    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
-    parents = {int(pid): int(parent) for pid, parent, *_ in rows}
-
-    def belongs(pid: int) -> bool:
-        while pid > 1:
-            if pid == driver:
-                return True
-            pid = parents.get(pid, 0)
-        return False
-
-    return [int(pid) for pid, _, *command in rows if command and kind in command[0] and belongs(int(pid))]
+    found = []
+    for pid in descendants(driver):
+        with suppress(OSError):
+            if kind in Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0]:
+                found.append(pid)
+    return found
 
 
 @pytest.mark.complete
@@ -363,6 +406,31 @@ def test_under_ray_a_method_s_nan_over_ranks_is_its_failure_at_once(tmp_path):
     assert "failed: " in log
     assert ": lost: " not in log
     assert not [line for line in log.splitlines() if line.startswith("lost: ")]
+
+
+@pytest.mark.complete
+def test_under_ray_what_ranks_cannot_use_is_wrong_use(tmp_path):
+    shared = {"optimizer": {"name": "adam", "lr": 0.001}, "batch_size": 8, "micro_batch": 4}
+    suite = write_suite(
+        tmp_path,
+        methods=["uniform-lsq"],
+        models=[{"name": "resnet18", "weights": "IMAGENET1K_V1"}],
+        data={"dataset": "imagefolder", "image_size": 32, "classes": 1000},
+        recipe=shared,
+        pretraining={"epochs": 1, "recipe": shared},
+        resources={"workers_per_trial": 2},
+    )
+    write_tree(tmp_path / "tree", classes=2, train=8, val=1)
+    for label in range(2, 1000):
+        for part in ("train", "val"):
+            place = tmp_path / "tree" / part
+            (place / f"n{label:08d}").symlink_to(place / "n00000000")
+    process = start(run_with_ray, suite, tmp_path / "out", "--data", tmp_path / "tree", "--weights", tmp_path)
+    process.join(DEADLINE_SECONDS)
+    log = (tmp_path / "log").read_text()
+    assert process.exitcode == 2, log
+    (said,) = [line for line in log.splitlines() if line.startswith("error: ")]
+    assert "download" in said
 
 
 @pytest.mark.complete

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from threading import Thread
 from typing import NamedTuple
 
 import numpy as np
@@ -76,5 +78,16 @@ def _ahead(
 
 
 def _apart(_worker: int) -> None:
-    """Leave the trial's process group: a signal to all of it is the trial's to answer, which needs its images yet."""
+    """Be ended by the trial alone: a signal to its group, or to all there is, it answers itself, and needs its images.
+
+    So a loader leaves the group, and heeds SIGTERM from its parent only.
+    """
     os.setpgid(0, 0)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    Thread(target=_heed_parent, daemon=True).start()
+
+
+def _heed_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

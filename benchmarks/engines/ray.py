@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -35,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 import ray  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from ray import train, tune  # noqa: E402
+from ray.train.backend import Backend  # noqa: E402
 from ray.train.torch import TorchConfig, TorchTrainer  # noqa: E402
 from ray.tune.integration.ray_train import TuneReportCallback  # noqa: E402
 
@@ -44,7 +46,8 @@ from benchmarks.engines.worker import execute  # noqa: E402
 from benchmarks.environment import SENT_FROM, require_compiler, source_state  # noqa: E402
 from benchmarks.jobs import Job, Outcome  # noqa: E402
 from benchmarks.keeping import Keeper  # noqa: E402
-from benchmarks.ranks import PATIENCE, Ranks, backend_for  # noqa: E402
+from benchmarks.messages import SuiteError  # noqa: E402
+from benchmarks.ranks import PATIENCE, Ranks, backend_for, join  # noqa: E402
 from benchmarks.stopping import StoppedError, asked, heeded, watch  # noqa: E402
 from benchmarks.storage import Storage  # noqa: E402
 from benchmarks.suite import Resources  # noqa: E402
@@ -99,6 +102,7 @@ class RayEngine:
             param_space={
                 "workspace": settings,
                 "stop": str(stop),
+                "abroad": self.address is not None,
                 "job": tune.grid_search([job.to_dict() for job in jobs]),
                 "needed": {kind.upper(): amount for kind, amount in needed.items() if amount},
             },
@@ -244,10 +248,11 @@ def train_together(config: dict[str, Any]) -> None:
             tune.report({"progress": [], "outcome": asdict(outcome)})
             return
         storage = workspace.folder / "ray" / "ranks"
+        meeting = TorchConfig if config["abroad"] else Neighbours
         trainer = TorchTrainer(
             train_as_rank,
             train_loop_config=config,
-            torch_config=TorchConfig(backend=backend_for(workspace.device), timeout_s=int(PATIENCE.total_seconds())),
+            torch_config=meeting(backend=backend_for(workspace.device), timeout_s=int(PATIENCE.total_seconds())),
             scaling_config=train.ScalingConfig(
                 num_workers=workspace.ranks, use_gpu=workspace.gpu, resources_per_worker=config["needed"]
             ),
@@ -261,8 +266,36 @@ def train_together(config: dict[str, Any]) -> None:
         try:
             trainer.fit()
         except Exception as error:  # noqa: BLE001 (whatever it was, Ray has tried again as often as it may)
-            tune.report({"progress": [], "outcome": asdict(Outcome("lost", str(error)))})
+            tune.report({"progress": [], "outcome": asdict(_lost_by(error))})
         shutil.rmtree(storage / job.key, ignore_errors=True)
+
+
+def _lost_by(error: Exception) -> Outcome:
+    """What the ranks died of: wrong use is said in its own words, and so of the others what one of them knows best."""
+    failures = [*getattr(error, "worker_failures", {}).values()]
+    misused = [failure for failure in failures if isinstance(failure, SuiteError)]
+    return Outcome("lost", str(misused[0]), wrong_use=True) if misused else Outcome("lost", str(error))
+
+
+class Neighbours(TorchConfig):
+    """Ranks of one machine, who meet at a file: where torch has them meet, strangers can knock while they train."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _AtFile
+
+
+class _AtFile(Backend):
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="ranks-")
+        told = (len(worker_group), Path(self.folder.name, "meeting"), backend_config.backend)
+        ray.get([worker_group.execute_single_async(rank, join, rank, *told) for rank in range(len(worker_group))])
+
+    def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(dist.destroy_process_group)
+        self.folder.cleanup()
 
 
 def train_as_rank(config: dict[str, Any]) -> None:
@@ -287,7 +320,7 @@ def train_as_rank(config: dict[str, Any]) -> None:
     except StoppedError:  # the others wait for this rank; started again, all of them stop
         raise RuntimeError("asked to stop") from None
     if outcome.status == "lost":  # the others wait for this rank; Ray ends them, and all go on from the checkpoint
-        raise RuntimeError(outcome.message)
+        raise (SuiteError if outcome.wrong_use else RuntimeError)(outcome.message)
     train.report({"progress": seen, "outcome": asdict(outcome)})
 
 
