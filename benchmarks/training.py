@@ -353,11 +353,16 @@ class Loop:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> Iterator[Progress]:
-        """Raises DivergedError at the first loss that is not finite."""
+        """Raises DivergedError at the first loss that is not finite.
+
+        Raises ValueError for a search whose phase is called as fine-tuning is: prices are known by the names of phases.
+        """
         problem, account = self.problem, self.problem.account
         problem.trainee = self.trainee
         streams: dict[str, Stream] = {}
         while (phase := self.trainee.phase()) is not None:
+            if self.stage == "search" and phase.name == WeightTraining.PHASE.name:
+                raise ValueError(f"a search's phase cannot be called {phase.name}, as fine-tuning is; rename it")
             per_image = problem.price_per_image(phase)
             if account.spent_macs + per_image * problem.recipe.batch_size > self.limit:
                 self.stopped = True

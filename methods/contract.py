@@ -52,7 +52,8 @@ Batch statistics are those of one micro-batch. Dropout draws alike wherever a mi
 class Phase:
     """A stretch of search steps that all cost the same.
 
-    split: `train`, all training images; `search`, a fifth of them set aside for the search; `rest`, the others.
+    name: what the account calls it; not `finetune`, which is the harness's own. split: `train`, all training images;
+    `search`, a fifth of them set aside for the search; `rest`, the others.
     """
 
     name: str

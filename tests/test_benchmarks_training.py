@@ -119,6 +119,13 @@ def test_what_a_machine_says_is_told_from_what_a_method_did(message, machine):
     assert not machine_s_fault(ValueError(message))
 
 
+def test_a_search_s_phase_cannot_have_fine_tuning_s_price():
+    problem = make_problem()
+    training = WeightTraining(problem, with_pins(problem.ledger, uniform_bits(problem.ledger, 4, 4)), total=1)
+    with pytest.raises(ValueError, match="cannot be called finetune"):
+        next(Loop(problem, training, "search", limit=problem.account.search_macs).run())
+
+
 def test_what_a_compiler_says_is_no_fault_of_the_method():
     from torch._dynamo.exc import BackendCompilerFailed, Unsupported
     from torch._inductor.exc import InductorError
