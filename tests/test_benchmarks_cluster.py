@@ -18,9 +18,20 @@ from pathlib import Path
 import pytest
 
 from benchmarks import environment
+from benchmarks.data.tree import write_tree
 from benchmarks.environment import SENT_FROM, source_state
 from benchmarks.record import Records
-from tests.harness import ROOT, comparable, copy_float_starts, descendants, finished, run_with_ray, start, write_suite
+from tests.harness import (
+    ROOT,
+    cli,
+    comparable,
+    copy_float_starts,
+    descendants,
+    finished,
+    run_with_ray,
+    start,
+    write_suite,
+)
 
 DEADLINE_SECONDS = 600.0
 
@@ -93,6 +104,29 @@ def test_a_cluster_of_one_s_own_listens_on_this_machine_alone(ranks, tmp_path):
     assert seen
     # 127.0.0.1, and the same written as an address of IPv6, in the order of this kind of processor's bytes.
     assert seen <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+
+@pytest.mark.complete
+def test_both_engines_agree_on_image_files_loaded_ahead_in_bfloat16(tmp_path):
+    write_tree(tmp_path / "tree", classes=3, train=30, val=4)
+    recipe = {"optimizer": {"name": "adam", "lr": 0.001}, "batch_size": 8, "micro_batch": 4, "precision": "bfloat16"}
+    suite = write_suite(
+        tmp_path,
+        data={"dataset": "imagefolder", "image_size": 32, "classes": 3, "augment": "crop-flip"},
+        methods=["metamix"],
+        recipe=recipe,
+        pretraining={"epochs": 1, "recipe": recipe},
+        compute={"epochs": 10, "search_share": 0.6},
+        resources={"loaders": 1},
+    )
+    there, here = tmp_path / "there", tmp_path / "here"
+    process = start(run_with_ray, suite, there, "--data", tmp_path / "tree")
+    ran = cli("--suite", suite, "--engine", "local", "--out", here, "--data", tmp_path / "tree")
+    assert ran.code == 0, ran.err
+    process.join(DEADLINE_SECONDS)
+    assert process.exitcode == 0, (tmp_path / "log").read_text()
+    assert comparable(here / "tiny" / "records").keys() == {"metamix 0"}
+    assert comparable(here / "tiny" / "records") == comparable(there / "tiny" / "records")
 
 
 @pytest.mark.complete
