@@ -337,6 +337,8 @@ def test_a_killed_ray_worker_is_replaced(tmp_path):
     assert process.exitcode == 0, (tmp_path / "log").read_text()
     reference = comparable(finished().out / "tiny" / "records")
     assert comparable(out / "tiny" / "records") == {name: reference[name] for name in ("hawq 0", "metamix 0")}
+    said = (tmp_path / "log").read_text()
+    assert (said.count("its worker has gone"), "Traceback" in said) == (1, False), said
 
 
 @pytest.mark.complete

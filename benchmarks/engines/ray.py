@@ -51,6 +51,7 @@ from benchmarks.ranks import PATIENCE, Ranks, backend_for, join  # noqa: E402
 from benchmarks.stopping import StoppedError, asked, heeded, watch  # noqa: E402
 from benchmarks.storage import Storage  # noqa: E402
 from benchmarks.suite import Resources  # noqa: E402
+from benchmarks.terminal import warn  # noqa: E402
 from benchmarks.training import Progress  # noqa: E402
 from benchmarks.workspace import Workspace  # noqa: E402
 
@@ -137,8 +138,8 @@ def _forget_dead_runs(storage: Path) -> None:
 
 
 def _connect(address: str | None, workspace: Workspace) -> None:
-    for name in ("ray", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a worker's death is told in a line, by _Forward
     python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     os.environ["PYTHONPATH"] = python_path  # inherited by the workers of a cluster started here
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
@@ -352,6 +353,9 @@ class _Forward(tune.Callback):
             self.observer.progress(job, [Progress(**row) for row in result["progress"]])
         if "outcome" in result:
             self.observer.ended(job, Outcome(**result["outcome"]))
+
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        warn(f"{self.jobs[trial.config['job']['key']].label}: its worker has gone; it goes on in another")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         job = self.jobs[trial.config["job"]["key"]]
