@@ -51,7 +51,7 @@ class Hawq:
     Deviation: one probe for all blocks at once (`probes: separate` for one per block, as in the papers).
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     searches: ClassVar[bool] = True
     chooses: ClassVar[bool] = True
     quantizes: ClassVar[bool] = True
@@ -80,9 +80,11 @@ class Hawq:
     def phase(self) -> Phase | None:
         from methods.sensitivity import converged
 
-        estimates = [t for t in (*self.weight_traces.values(), *self.input_traces.values()) if t.samples]
-        enough = estimates and len(estimates[0].samples) >= MIN_SAMPLES and converged(estimates, self.options.tolerance)
-        return None if enough else HESSIAN
+        kinds = [[*self.weight_traces.values()]]
+        if self.options.activation_traces:
+            kinds.append([*self.input_traces.values()])
+        sampled = all(len(trace.samples) >= MIN_SAMPLES for traces in kinds for trace in traces)
+        return None if sampled and all(converged(traces, self.options.tolerance) for traces in kinds) else HESSIAN
 
     def step(self, batch: Batch, phase: Phase) -> Mapping[str, float]:
         from methods.sensitivity import hessian_samples
@@ -143,9 +145,9 @@ class Hawq:
         problem, weight_errors = self.problem, self._weight_errors()
         reader = {name: names[0] for names in self.sharing.values() for name in names}
         sharers = {name: len(names) for names in self.sharing.values() for name in names}
-        weight_traces = self.assigned({name: trace.clamped for name, trace in self.weight_traces.items()})
+        weight_traces = self.assigned("weight", {name: trace.clamped for name, trace in self.weight_traces.items()})
         input_traces = self.assigned(
-            {name: trace.clamped for name, trace in self.input_traces.items() if trace.samples}
+            "input", {name: trace.clamped for name, trace in self.input_traces.items() if trace.samples}
         )
 
         def omega(name: str, bits: LayerBits) -> float:
@@ -164,8 +166,8 @@ class Hawq:
         objective = sum(omega(name, bits) for name, bits in policy.items())
         return Searched(policy, report={"objective": objective, **self._report()})
 
-    def assigned(self, traces: dict[str, float]) -> dict[str, float]:
-        """The trace that each layer is given; its own here, another's in the controls below."""
+    def assigned(self, kind: str, traces: dict[str, float]) -> dict[str, float]:
+        """The trace that each layer is given; its own here, another's in the controls below. kind: weight or input."""
         return traces
 
     def _ordering(self, weight_traces: Mapping[str, float], input_traces: Mapping[str, float]) -> dict[str, float]:
@@ -242,18 +244,20 @@ class Reversed(Hawq):
     sensitivity means nothing.
     """
 
-    def assigned(self, traces: dict[str, float]) -> dict[str, float]:
+    def assigned(self, kind: str, traces: dict[str, float]) -> dict[str, float]:
         ranked = sorted(traces, key=lambda name: traces[name])  # stable: ties stay in graph order
         return dict(zip(ranked, (traces[name] for name in reversed(ranked)), strict=True))
 
 
 class Shuffled(Hawq):
-    """Control: HAWQ's programme with the mean traces permuted at random, anew for each seed and draw."""
+    """Control: HAWQ's programme with the mean traces permuted at random, anew for each seed and draw.
 
-    def assigned(self, traces: dict[str, float]) -> dict[str, float]:
+    Weights' and inputs' traces are permuted among themselves, each in an order of their own.
+    """
+
+    def assigned(self, kind: str, traces: dict[str, float]) -> dict[str, float]:
         import torch
 
-        generator = self.problem.stream("search/shuffle")
-        order = torch.randperm(len(traces), generator=generator).tolist()
+        order = torch.randperm(len(traces), generator=self.problem.stream(f"search/shuffle-{kind}")).tolist()
         values = list(traces.values())
         return dict(zip(traces, (values[index] for index in order), strict=True))

@@ -209,7 +209,7 @@ def converged(estimates: Sequence[TraceEstimate], tolerance: float) -> bool:
 def least_squares_step(x: Tensor, grid: Grid, *, per_channel: bool) -> Tensor:
     """The step of least squared error among 0.05..1.2 times LSQ's initial step; shape (channels,) or (1,).
 
-    Activations are searched on evenly spaced values only; weights on all.
+    Activations are searched on some 16,000 values only, from everywhere in the tensor; weights on all.
     """
     flat = x.flatten(1) if per_channel else _thinned(x).reshape(1, -1)
     start = lsq_step((flat + grid.shift).abs().mean(1), grid)
@@ -219,8 +219,11 @@ def least_squares_step(x: Tensor, grid: Grid, *, per_channel: bool) -> Tensor:
 
 
 def _thinned(x: Tensor) -> Tensor:
-    flat = x.reshape(-1)
-    return flat[:: max(1, flat.numel() // _STEP_SEARCH_VALUES)]
+    """Every so manieth value, in steps that share no factor with a side: else they might see its first column alone."""
+    every = max(1, x.numel() // _STEP_SEARCH_VALUES)
+    while any(math.gcd(every, side) > 1 for side in x.shape):
+        every += 1
+    return x.reshape(-1)[::every]
 
 
 @torch.no_grad()

@@ -170,7 +170,12 @@ def test_trace_ordered_is_refused_where_both_widths_are_free():
 def test_reversed_gives_the_most_sensitive_the_least_trace():
     method = make_method("reversed", make_problem())
     assert isinstance(method, Reversed)
-    assert method.assigned({"a": 3.0, "b": 1.0, "c": 2.0, "d": 9.0}) == {"a": 2.0, "b": 9.0, "c": 3.0, "d": 1.0}
+    assert method.assigned("weight", {"a": 3.0, "b": 1.0, "c": 2.0, "d": 9.0}) == {
+        "a": 2.0,
+        "b": 9.0,
+        "c": 3.0,
+        "d": 1.0,
+    }
 
 
 def test_reversed_takes_bits_from_the_layer_that_hawq_gives_them_to():
@@ -196,10 +201,13 @@ def test_shuffled_permutes_the_traces_alike_for_a_seed_and_otherwise_for_another
     for seed in (0, 0, 1):
         method = make_method("shuffled", make_problem(seed=seed))
         assert isinstance(method, Shuffled)
-        permuted.append(method.assigned(traces))
+        permuted.append(method.assigned("weight", traces))
+    other = method.assigned("input", traces)
     assert all(list(p) == list(traces) and sorted(p.values()) == sorted(traces.values()) for p in permuted)
     assert permuted[0] == permuted[1] != permuted[2]
     assert permuted[0] != traces
+    assert sorted(other.values()) == sorted(traces.values())
+    assert other != permuted[2]
 
 
 def test_controls_of_the_sensitivity_probe_as_hawq_does_and_pay_as_much():

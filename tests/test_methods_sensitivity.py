@@ -20,6 +20,7 @@ from methods.quantization.convert import ledger_of
 from methods.quantization.fake_quant import lsq_step
 from methods.quantization.grid import Grid
 from methods.sensitivity import (
+    _STEP_SEARCH_VALUES,
     TraceEstimate,
     _rademacher,
     converged,
@@ -304,6 +305,20 @@ def test_eight_bits_gain_from_the_search_for_a_step():
     start = lsq_step(x.abs().mean(), grid).reshape(1)
     best = least_squares_step(x, grid, per_channel=False)
     assert squared_error(x, start, grid) > 5 * squared_error(x, best, grid)
+
+
+@pytest.mark.parametrize("shape", [(64, 8, 32, 32), (64, 24, 14, 14), (50, 64, 12, 12)])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_step_for_inputs_is_as_good_where_not_all_of_them_are_looked_at(shape: tuple[int, ...], bits: int):
+    """Borders and some channels differ from the rest, as padding and depthwise filters have it."""
+    x, grid = randn(shape, 0).abs(), Grid(0, 2**bits - 1)
+    x[..., 0] *= 0.01
+    x[..., 0, :] *= 30.0
+    x[:, ::8] *= 0.1
+    assert x.numel() > 2 * _STEP_SEARCH_VALUES
+    every = least_squares_step(x.reshape(1, -1), grid, per_channel=True)  # which leaves nothing out
+    some = least_squares_step(x, grid, per_channel=False)
+    assert squared_error(x, some, grid) <= 1.2 * squared_error(x, every, grid)
 
 
 def test_a_squared_error_is_the_sum_over_all_elements():
