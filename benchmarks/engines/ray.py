@@ -23,6 +23,7 @@ os.environ.update(
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # _Forward tells them in a line
         "RAY_AIR_NEW_OUTPUT": "0",
     }
 )
@@ -138,8 +139,8 @@ def _forget_dead_runs(storage: Path) -> None:
 
 
 def _connect(address: str | None, workspace: Workspace) -> None:
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a worker's death is told in a line, by _Forward
+    for name in ("ray", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     os.environ["PYTHONPATH"] = python_path  # inherited by the workers of a cluster started here
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
