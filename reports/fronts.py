@@ -75,10 +75,15 @@ def _mean(drawn: Sequence[Point]) -> Point:
 def at_bops(points: Sequence[Point], bops: float) -> float | None:
     """Accuracy at `bops`, linear in its logarithm between neighbouring points; None beyond COST_TOLERANCE outside them.
 
+    Points of equal BOPs stand for their mean: the better of two test accuracies would be a choice by test images.
+
     >>> at_bops([Point(1.0, 0.5), Point(4.0, 0.7)], 2.0)
     0.6
     """
-    ordered = sorted(points)
+    alike: dict[float, list[Point]] = {}
+    for point in sorted(points):
+        alike.setdefault(point.bops, []).append(point)
+    ordered = [_mean(each) for each in alike.values()]
     if not ordered[0].bops / (1 + COST_TOLERANCE) <= bops <= ordered[-1].bops * (1 + COST_TOLERANCE):
         return None
     logs = [math.log(point.bops) for point in ordered]
@@ -118,12 +123,27 @@ def _rows(comparison: Comparison, model: str, found: Sequence[Curve], names: Seq
     for curve in found:
         difference = None
         if uniform in volumes and curve.row != uniform:
-            difference = paired_difference(volumes[curve.row], volumes[uniform])
+            ours = {seed: volumes[curve.row][seed] for seed in _paired_seeds(comparison, curve) & curve.points.keys()}
+            difference = paired_difference(ours, volumes[uniform])
         mean = mean_interval(list(volumes[curve.row].values()))
         equal = (_at(curve, ceilings.get(name)) for name in names)
         failed = f"; {curve.failed} of {curve.trials} trials failed or over the ceiling" if curve.failed else ""
         cells = (model, curve.row, str(len(curve.points)), _spread(mean), paired(difference), *equal, bounds + failed)
         yield Row(cells)
+
+
+def _paired_seeds(comparison: Comparison, curve: Curve) -> set[int]:
+    """Seeds at which a row and uniform LSQ start from the same float weights, whatever the ceiling.
+
+    Seeds without a finished run start from nothing: they count as accuracy 0 whatever they began with.
+    """
+    cells = [cell for cell in comparison.of(curve.model) if cell.row == curve.row]
+    found = set(curve.points)
+    for cell in cells:
+        baseline = comparison.baseline(cell.model, cell.ceiling)
+        if baseline is not None:
+            found -= (cell.starts.keys() & baseline.starts.keys()) - set(cell.paired_with(baseline))
+    return found
 
 
 def rectangle(comparison: Comparison, model: str) -> tuple[float, float]:

@@ -66,10 +66,9 @@ def spreads(comparison: Comparison) -> list[Spread]:
     found = []
     for cell in comparison.cells:
         baseline = comparison.baseline(cell.model, cell.ceiling)
-        if baseline is None or baseline is cell or cell.is_float:
+        if baseline is None or baseline is cell or cell.is_float or cell.worst or baseline.worst:
             continue
-        seeds = cell.accuracies.keys() & baseline.accuracies.keys()
-        pairs = [cell.accuracies[seed] - baseline.accuracies[seed] for seed in sorted(seeds)]
+        pairs = [cell.accuracies[seed] - baseline.accuracies[seed] for seed in cell.paired_with(baseline)]
         if len(pairs) >= 3:
             mean = math.fsum(pairs) / len(pairs)
             deviation = math.sqrt(math.fsum((pair - mean) ** 2 for pair in pairs) / (len(pairs) - 1))

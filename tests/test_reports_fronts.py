@@ -61,6 +61,12 @@ def test_accuracy_at_equal_bops_is_linear_in_their_logarithm():
     assert at_bops(found, 1.9) is None
 
 
+def test_accuracy_at_equal_bops_is_not_the_better_of_two_test_accuracies():
+    twice = [Point(2.0, 0.5), Point(2.0, 0.7), Point(8.0, 0.8)]
+    assert at_bops(twice, 2.0) == pytest.approx(0.6)
+    assert at_bops(twice, 4.0) == pytest.approx(0.7)
+
+
 @given(many)
 def test_what_is_attained_never_falls(found):
     grid = np.array([0.5, *range(1, 20)])
@@ -141,6 +147,20 @@ def test_the_table_sets_rows_beside_uniform_and_counts_failures_as_worst(tmp_pat
     missing = compared(tmp_path / "missing", leave_out=lambda trial: trial.row == "hawq" and trial.spec.seed == 1)
     assert [curve.row for curve in curves(missing, "mobilenet_v2")] == ["uniform-lsq"]
     assert fronts_table(compared(tmp_path / "one", ceilings=CEILINGS[:1])).rows == ()
+
+
+def test_hypervolumes_are_paired_by_seed_where_the_float_weights_are_the_same(tmp_path):
+    def elsewhere(trial, _result, observed):
+        if trial.row == "hawq" and trial.spec.seed == 0 and trial.ceiling == CEILINGS[1]:
+            observed["weights_digest"] = "other"
+
+    paired = [
+        fronts_table(compared(tmp_path / name, change)).rows[1].cells
+        for name, change in (("alike", lambda *_: None), ("other", elsewhere))
+    ]
+    assert ["3\u00a0pairs" in cells[4] for cells in paired] == [True, False]
+    assert "2\u00a0pairs" in paired[1][4]
+    assert [cells[2] for cells in paired] == ["3", "3"]
 
 
 def test_a_searchs_loss_begins_where_its_search_ended(tmp_path):

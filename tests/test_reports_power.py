@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from reports.comparison import gather
 from reports.power import POWER, advice, power_of, seeds_needed, spreads
 from reports.statistics import mean_interval
-from tests.fabricated import make_plan, make_suite, write_records
+from tests.fabricated import fail, make_plan, make_suite, write_records
 from tests.harness import cli
 
 
@@ -56,6 +56,18 @@ def test_the_spread_is_that_of_paired_differences(tmp_path):
     first, second = advice(comparison, 0.01, "records here")
     assert "0.71 points (records here: 2 cells, 4 degrees of freedom)" in first  # the root of the mean of 1 and 0
     assert "10 seeds at the largest, 1.00 points (mobilenet_v2 · hawq" in second
+
+
+def test_what_has_no_difference_from_uniform_lsq_has_no_spread(tmp_path):
+    def odd(trial, result, observed):
+        if trial.row == "hawq":
+            observed["weights_digest"] = "other"
+        if trial.row == "random" and trial.spec.seed == 3:
+            fail(result, observed)
+
+    plan = make_plan(make_suite(["uniform-lsq", "hawq", "random", "metamix"], seeds=(0, 1, 2, 3)))
+    found = spreads(gather(plan, write_records(plan, tmp_path, odd)))
+    assert [spread.label.split(" · ")[1] for spread in found] == ["metamix"]
 
 
 def test_without_three_seeds_nothing_is_known(tmp_path):
