@@ -287,7 +287,8 @@ class WeightTraining:
     @property
     def first_stage(self) -> int:
         """Steps with float weights."""
-        return round(self.total * self.problem.recipe.activation_first) if self.policy is not None else 0
+        share = self.problem.recipe.activation_first if self.policy is not None else 0.0
+        return max(0, min(round(self.total * share), self.total - 1))
 
     def phase(self) -> Phase | None:
         return self.PHASE if self.taken < self.total else None

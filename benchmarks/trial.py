@@ -252,6 +252,8 @@ def _finetune(trial: _Trial, saved: dict[str, Any] | None) -> Generator[Progress
     price = problem.price(WeightTraining.PHASE)
     granted = round(spec.compute.epochs * trial.setting.epoch_steps)
     training.total = min(granted, trial.account.finetune_macs // price)
+    if not training.total:
+        raise InapplicableError("its compute pays no step of fine-tuning; raise compute.epochs")
     torch.manual_seed(stream_seed(spec.seed, "finetune/dropout"))
     limit = trial.account.searched_macs + trial.account.finetune_macs
     loop = Loop(problem, training, "finetune", limit=limit, total=training.total)

@@ -50,6 +50,16 @@ def run_to_end(life: Iterator[Progress]) -> object:
             return end.value
 
 
+@pytest.mark.parametrize("method", ["float", "uniform-lsq"])
+def test_compute_for_no_step_at_all_is_refused_and_not_ranked(method, tmp_path):
+    suite = tiny_suite(methods=[method], compute={"epochs": 0.001, "search_share": 0.9})
+    (chosen,) = plan(suite).trials
+    workspace = Workspace(copy_float_starts(tmp_path), "tiny")
+    run_to_end(trial.run(chosen.spec, workspace))
+    (record,) = workspace.records
+    assert (record.status, "raise compute.epochs" in record.result["reason"]["message"]) == ("refused", True)
+
+
 @pytest.mark.parametrize("method", ["hawq", "differentiable", "metamix"])
 def test_a_trial_stopped_where_its_search_ends_ends_as_if_it_had_not_been(method, tmp_path):
     out = copy_float_starts(tmp_path)

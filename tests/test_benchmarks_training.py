@@ -18,6 +18,7 @@ from benchmarks.spec import OptimizerSpec
 from benchmarks.training import Loop, WeightTraining
 from methods.contract import Batch, Phase
 from methods.quantization.cost import uniform_bits, with_pins
+from methods.quantization.modules import quant_layers
 from tests.problems import RECIPE, MemorySplit, make_problem
 
 CPU = torch.device("cpu")
@@ -124,6 +125,18 @@ def test_a_search_s_phase_cannot_have_fine_tuning_s_price():
     training = WeightTraining(problem, with_pins(problem.ledger, uniform_bits(problem.ledger, 4, 4)), total=1)
     with pytest.raises(ValueError, match="cannot be called finetune"):
         next(Loop(problem, training, "search", limit=problem.account.search_macs).run())
+
+
+@pytest.mark.parametrize(("share", "total", "first"), [(0.0, 4, 0), (0.5, 4, 2), (0.9, 3, 2), (0.9, 1, 0)])
+def test_weights_are_quantized_from_the_second_stage_on_which_is_never_left_out(share, total, first):
+    recipe = RECIPE.model_copy(update={"activation_first": share})
+    problem = make_problem(steps=total, share=0.0, recipe=recipe)
+    training = WeightTraining(problem, with_pins(problem.ledger, uniform_bits(problem.ledger, 4, 3)), total=total)
+    seen = []
+    for _ in Loop(problem, training, "finetune", limit=problem.account.granted_macs).run():
+        layers = [layer for name, layer in quant_layers(problem.model).items() if name in problem.candidates]
+        seen.append({(layer.weight_quantizer.bits, layer.input_quantizer.bits) for layer in layers})
+    assert seen == [{(None, 3)}] * first + [{(4, 3)}] * (total - first)
 
 
 def test_what_a_compiler_says_is_no_fault_of_the_method():
