@@ -27,6 +27,15 @@ def test_one_step_trains_weights_steps_and_theta_together():
     assert sorted(differing(theta, thetas(method))) == sorted(theta)
 
 
+@pytest.mark.parametrize(("alternate", "parts"), [(False, 1), (True, 2)])
+def test_theta_s_rate_reaches_as_far_however_many_steps_there_are(alternate, parts):
+    method = make_method("differentiable", make_problem(), {"alternate": alternate, "reach": 3.0})
+    assert isinstance(method, Differentiable)
+    run_search(search(method.problem, method), 1)
+    assert method.total > 2 * parts
+    assert {group["lr"] for group in method.theta_optimizer.param_groups} == {3.0 / (method.total // parts)}
+
+
 def test_alternating_steps_train_one_and_leave_the_other():
     problem = make_problem()
     method = make_method("differentiable", problem, {"alternate": True})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -50,6 +51,31 @@ def test_without_the_fixed_meta_state_the_search_step_trains_everything():
     for part in ("weight", "input_quantizer.steps.3", "running_mean", "running_var", "num_batches_tracked"):
         assert any(name.endswith(part) for name in changed), part
     assert differing(alpha, alphas(method))
+
+
+def test_weights_learn_from_the_mean_over_widths():
+    problem, method, batch = started()
+    learned_from = []
+    with mock.patch.object(problem, "backward", lambda loss: learned_from.append(float(loss.detach()))):
+        losses = method._meta_step(batch)
+    assert len(learned_from) == len(losses) * len(batch) > len(batch)
+    # A float32 quotient of each loss, some six of them.
+    assert sum(learned_from) / len(batch) == pytest.approx(sum(losses.values()) / len(losses), rel=1e-6)
+
+
+@pytest.mark.parametrize(("options", "penalty"), [({}, 4.0 * 3.31), ({"penalty": 2.0}, 2.0)])
+def test_the_penalty_is_lambda_times_the_relative_excess_over_the_ceiling(options, penalty):
+    _, method, _ = started(**options)
+    with torch.no_grad():
+        excess = abs(float(method.alpha.relative_bops(hard=True)) - 1)
+        assert excess > 0
+        assert float(method._cost_penalty()) == pytest.approx(penalty * excess, rel=1e-6)  # rounded to float32
+
+
+def test_alpha_s_rate_falls_with_the_steps_that_search():
+    _, method, _ = started()
+    assert 0 < method.warmup < method.total
+    assert {group["lr"] for group in method.alpha_optimizer.param_groups} == {0.5 / (method.total - method.warmup)}
 
 
 def test_the_search_step_uses_batch_statistics():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from reports.resampling import (
     FEWEST_BLOCKS,
+    _jackknife,
     holm,
     improvement,
     improvement_interval,
@@ -22,6 +23,15 @@ from reports.resampling import (
 
 differences = st.lists(st.integers(-20, 20).map(float), min_size=FEWEST_BLOCKS, max_size=11)
 ps = st.lists(st.floats(0, 1), min_size=1, max_size=12)
+
+
+def test_the_jackknife_of_two_means_is_their_t_interval():
+    """Variances s²/n of either add up: 5/12 + 1, with 3 + 1 degrees of freedom."""
+    scores = {("a",): np.array([0.0, 1.0, 2.0, 3.0]), ("b",): np.array([0.0, 2.0])}
+    found = _jackknife(scores, lambda left: sum(float(values.mean()) for values in left.values()), 0.95)
+    half = scipy.stats.t.ppf(0.975, 4) * math.sqrt(5 / 12 + 1)
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((2.5 - half, 2.5 + half), rel=1e-12)
 
 
 @given(differences)
