@@ -74,6 +74,7 @@ def plan(suite: Suite) -> Plan:
     warnings: list[str] = []
     for model in suite.models:
         ledger = ledger_for(model, suite.data)
+        _check_ties(model.name, ledger)
         for entry in suite.methods:
             _check_options(entry, model, ledger)
         for ceiling in suite.ceilings:
@@ -82,6 +83,17 @@ def plan(suite: Suite) -> Plan:
             for trial in _cell(suite, model, ledger, ceiling_name(ceiling), budget):
                 trials.setdefault(trial.id, trial)
     return Plan(suite, tuple(trials.values()), tuple(warnings))
+
+
+def _check_ties(model: str, ledger: Ledger) -> None:
+    """Raises SuiteError where a searchable layer has no widths of its own to be searched."""
+    held = {layer.tie: layer.name for layer in ledger if layer.pinned and layer.tie}
+    for layer in ledger:
+        if not layer.pinned and layer.tie in held:
+            raise SuiteError(
+                f"{model}: {layer.name} reads the same input as {held[layer.tie]}, which is held at 8x8 as a first or "
+                "last layer; networks with such layers cannot be compared here"
+            )
 
 
 def _check_options(entry: MethodEntry, model: ModelSpec, ledger: Ledger) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.messages import SuiteError
@@ -48,6 +50,16 @@ def test_a_ceiling_that_few_policies_fit_is_a_warning_with_their_number():
 @pytest.mark.parametrize("ceiling", ["uniform:w4a3", "uniform:w8a8"], ids=["few", "unbound"])
 def test_how_many_policies_fit_is_no_warning_where_nothing_chooses_among_them(ceiling):
     assert plan(tiny_suite(ceilings=[ceiling], methods=["float", "uniform-lsq"])).warnings == ()
+
+
+def test_a_layer_that_reads_what_a_pinned_one_reads_is_refused_before_anything_runs(monkeypatch):
+    first, second, *rest = plan(tiny_suite(methods=["random"])).trials[0].ledger
+    assert first.pinned
+    assert not second.pinned
+    tied = (replace(first, tie="image"), replace(second, tie="image"), *rest)
+    monkeypatch.setattr("benchmarks.planning.ledger_for", lambda *_: tied)
+    with pytest.raises(SuiteError, match=f"resnet18: {second.name} reads the same input as {first.name}"):
+        plan(tiny_suite(methods=["random"]))
 
 
 def test_a_search_share_is_for_those_who_search():
