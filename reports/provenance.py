@@ -28,28 +28,38 @@ class RecordSource(Protocol):
 
 
 def older_records(plan: Plan, records: RecordSource) -> tuple[dict[str, str], list[str]]:
-    """What to say of records of other protocols: by id of the trial that one would be of, and as warnings."""
-    ids = {trial.id for trial in plan.trials}
-    strange = [record for record in records.others(ids) if record.spec.get("protocol") != PROTOCOL]
-    said = {_but_protocol(record.spec): record.spec.get("protocol") for record in strange}
-    of_trials = {
-        trial.id: f"there is one of protocol {said[spec]}, this version is {PROTOCOL}"
-        for trial in plan.trials
-        if (spec := _but_protocol(trial.spec.model_dump(mode="json"))) in said
-    }
-    counted = Counter(str(record.spec.get("protocol")) for record in strange)
+    """What to say of records of other versions: by id of the trial that one would be of, and as warnings.
+
+    A version is the protocol's or, under this protocol, the method's.
+    """
+    trials = {_but_versions(trial.spec.model_dump(mode="json")): trial for trial in plan.trials}
+    reasons: dict[str, str] = {}
+    counted: Counter[tuple[str, str]] = Counter()
+    for record in records.others({trial.id for trial in plan.trials}):
+        trial = trials.get(_but_versions(record.spec))
+        if (protocol := record.spec.get("protocol")) != PROTOCOL:
+            there, here = f"protocol {protocol}", str(PROTOCOL)
+        elif trial is not None:
+            there, here = f"{trial.row}'s version {record.spec['method']['version']}", str(trial.spec.method.version)
+        else:
+            continue
+        counted[there, here] += 1
+        if trial is not None:
+            reasons[trial.id] = f"there is one of {there}, this version is {here}"
     warnings = [
-        f"records of protocol {protocol} are there, {number} of them; this version is {PROTOCOL} and does not use them"
-        for protocol, number in sorted(counted.items())
+        f"records of {there} are there, {number} of them; this version is {here} and does not use them"
+        for (there, here), number in sorted(counted.items())
     ]
-    return of_trials, warnings
+    return reasons, warnings
 
 
-def _but_protocol(spec: Mapping[str, Any]) -> str:
-    """What a specification asks for, whichever protocol it is of."""
+def _but_versions(spec: Mapping[str, Any]) -> str:
+    """What a specification asks for, whichever protocol it and its teacher are of, and whichever version its method."""
     parts = {key: value for key, value in spec.items() if key != "protocol"}
     if isinstance(teacher := parts.get("teacher"), Mapping):
         parts["teacher"] = {key: value for key, value in teacher.items() if key != "protocol"}
+    if isinstance(method := parts.get("method"), Mapping):
+        parts["method"] = {key: value for key, value in method.items() if key != "version"}
     return canonical_json(parts)
 
 

@@ -74,7 +74,7 @@ def make_suite(
 
 
 def make_plan(suite: Suite, layers: Ledger | None = None) -> Plan:
-    """Every trial of the suite, the float control once per model and seed, as `benchmarks.suite.plan` gives them."""
+    """Every trial of the suite, the float control once per model and seed, as `benchmarks.planning.plan` gives them."""
     trials: dict[str, Trial] = {}
     for model in suite.models:
         for ceiling in suite.ceilings:

@@ -258,6 +258,24 @@ def test_records_of_another_protocol_are_told_from_records_that_are_not_there(tm
     )
 
 
+def test_records_of_another_version_of_a_method_are_told_from_records_that_are_not_there(tmp_path):
+    plan = make_plan(make_suite(["uniform-lsq", "hawq", "random"]))
+    records = write_records(plan, tmp_path, leave_out=lambda trial: trial.row != "random")
+    old = make_record(plan.trials[1])
+    method = {**old.spec["method"], "version": 0}
+    for change in ({"method": method}, {"method": method, "seed": 77}):
+        spec = {**old.spec, **change}
+        records.put(replace(old, id=digest(spec), spec=spec))
+    comparison = gather(plan, records)
+    reasons = {outcome.trial.row: outcome.reason for outcome in comparison.outcomes if outcome.state == "missing"}
+    now = plan.trials[1].spec.method.version
+    assert reasons["hawq"] == f"there is one of hawq's version 0, this version is {now}"
+    assert reasons["uniform-lsq"] == "no record yet"
+    assert comparison.warnings == (
+        f"records of hawq's version 0 are there, 1 of them; this version is {now} and does not use them",
+    )
+
+
 def test_data_digests_do_not_mix():
     plan = make_plan(make_suite(["uniform-lsq", "hawq"]))
 
