@@ -8,8 +8,10 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,7 @@ from benchmarks.data.opening import load_dataset
 from benchmarks.data.preparing import IMAGENET, cache_size, look_through, make_cache, remarks
 from benchmarks.data.tree import write_tree
 from benchmarks.spec import DataSpec
-from tests.harness import cli
+from tests.harness import ROOT, cli
 
 FOLDER = DataSpec(dataset="imagefolder", image_size=16, classes=2)
 CLASSES = ("n01440764", "n01443537")
@@ -125,6 +127,33 @@ def test_an_unreadable_image_is_named_counted_and_refused_unless_allowed(tree):
     held_out = without.validation.load(np.arange(len(without.validation)), None)[1]
     assert sorted(torch.cat([labels, held_out]).tolist()) == [0] * 12 + [1] * 11
     assert without.digest != Listing(scan(tree).files).digest  # that it was left out is part of the data's digest
+
+
+@pytest.mark.parametrize(
+    ("harm", "why"),
+    [
+        (lambda path: path.write_bytes(b"no image"), "it is no image of a known kind"),
+        (lambda path: (path.unlink(), path.symlink_to("nowhere")), "it is no file, or a link to none"),
+        (lambda path: (path.unlink(), os.mkfifo(path)), "it is no file, or a link to none"),
+    ],
+)
+def test_whatever_else_lies_among_images_is_named_and_counted(tree, harm, why):
+    bad = f"train/{CLASSES[1]}/4.JPEG"
+    harm(tree / bad)
+    assert look_through(tree, quiet).unreadable == {bad: why}
+    assert len(load_dataset(FOLDER, tree, allow_bad_images=1).train) == 21
+
+
+def test_names_need_not_be_utf_8(tree):
+    name = os.fsdecode(b"\xff.JPEG")
+    (tree / "train" / CLASSES[0] / name).write_bytes(jpeg(7))
+    (tree / "train" / CLASSES[1] / name).write_bytes(b"no image")
+    ran = subprocess.run([sys.executable, "runner.py", "prepare", "--data", tree], cwd=ROOT, capture_output=True)
+    assert (ran.returncode, ran.stderr) == (1, b"")
+    assert f"unreadable: train/{CLASSES[1]}/\\udcff.JPEG".encode() in ran.stdout
+    data = load_dataset(FOLDER, tree, allow_bad_images=1)
+    assert len(data.train) + len(data.validation) == 25
+    assert load_dataset(FOLDER, shutil.move(tree, tree.with_name("moved")), allow_bad_images=1).digest == data.digest
 
 
 def test_bad_images_are_allowed_only_where_somebody_has_looked(tree):
@@ -438,18 +467,61 @@ def test_no_class_of_a_kit_escapes_the_folder(archives, tmp_path, name):
     ran = cli("prepare", "--archives", archives, "--data", tmp_path / "deep" / "imagenet")
     assert ran.code == 2
     assert "is no class; expected n and eight digits" in ran.err
-    assert [path.name for path in (tmp_path / "deep" / "imagenet").iterdir()] == ["train"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["archives", "deep"]
+    assert [path.name for path in tmp_path.iterdir()] == ["archives"]
+
+
+def images_of_val(*numbers: int) -> bytes:
+    return tar_of({f"{at}/ILSVRC2012_val_{k:08d}.JPEG": jpeg(500 + k) for at, k in enumerate(numbers)})
+
+
+def cut_after(name: str) -> Callable[[Path], object]:
+    """Ends an archive where its second member would begin."""
+
+    def cut(folder: Path) -> None:
+        with tarfile.open(folder / name) as archive:
+            end = archive.getmembers()[1].offset
+        (folder / name).write_bytes((folder / name).read_bytes()[:end])
+
+    return cut
+
+
+def add_member(name: str) -> Callable[[Path], object]:
+    """Puts a member of that name, whatever it has in it, at an archive's end."""
+
+    def put(folder: Path) -> None:
+        with tarfile.open(folder / TRAIN, "a", format=tarfile.PAX_FORMAT) as archive:
+            add(archive, name, tar_of({"0.JPEG": jpeg(1)}))
+
+    return put
+
+
+def name_with_nothing(folder: Path) -> None:
+    """A PAX header can say names that no file can have."""
+    image = tarfile.TarInfo("a.JPEG")
+    image.pax_headers = {"path": "a\0b.JPEG"}
+    inner = io.BytesIO()
+    with tarfile.open(fileobj=inner, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(image, io.BytesIO())
+    (folder / TRAIN).write_bytes(tar_of({f"{CLASSES[0]}.tar": inner.getvalue()}))
 
 
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
         (lambda folder: (folder / VAL).unlink(), "no ILSVRC2012_img_val.tar"),
-        (lambda folder: (folder / TRAIN).write_bytes(b"no tar at all" * 99), "cannot unpack"),
+        (lambda folder: (folder / TRAIN).write_bytes(b"no tar at all" * 99), f"{TRAIN}: file could not be opened"),
+        (lambda folder: (folder / VAL).write_bytes(b"no tar at all" * 99), f"{VAL}: file could not be opened"),
         (lambda folder: (folder / TRAIN).write_bytes(tar_of({"a.JPEG": jpeg(1)})), "no tar of a class"),
-        (lambda folder: (folder / VAL).write_bytes(tar_of({"cat.JPEG": jpeg(1)})), "holds cat.JPEG"),
-        (lambda folder: (folder / DEVKIT).write_bytes(b"\x1f\x8b half"), "cannot unpack"),
+        (lambda folder: (folder / VAL).write_bytes(tar_of({"cat.JPEG": jpeg(1)})), "holds 'cat.JPEG'"),
+        (lambda folder: (folder / VAL).write_bytes(images_of_val(1, 2, 4)), "lacks 1 of 4 images; fetch it again"),
+        (lambda folder: (folder / VAL).write_bytes(images_of_val(1, 2, 3, 4, 4)), "two images with the number"),
+        (cut_after(VAL), "lacks 3 of 4 images; fetch it again"),
+        (cut_after(TRAIN), f"lacks 1 of 2 classes, such as {CLASSES[1]}; fetch it again"),
+        (add_member(".tar"), "holds '.tar', which is no tar of a class"),
+        (add_member("..tar"), "holds '..tar', which is no tar of a class"),
+        (add_member("n00000009.tar"), "holds 'n00000009.tar', which is no tar of a class"),
+        (name_with_nothing, "null byte; fetch it again"),
+        (lambda folder: (folder / DEVKIT).write_bytes(b"\x1f\x8b half"), f"{DEVKIT}: "),
         (lambda folder: write_kit(folder, truth=b"9\n1\n1\n2\n"), "does not say val's classes"),
         (lambda folder: write_kit(folder, truth=b"cat\n1\n1\n2\n"), "does not say val's classes"),
         (lambda folder: write_kit(folder, table="elsewhere"), "does not say val's classes"),
@@ -460,6 +532,15 @@ def test_archives_that_are_not_imagenet_s_are_refused(archives, tmp_path, harm, 
     ran = cli("prepare", "--archives", archives, "--data", tmp_path / "imagenet")
     assert ran.code == 2
     assert message in ran.err
+    assert ran.err.count("\n") == 1
+    assert not (tmp_path / "imagenet" / "val").exists()
+    assert list((tmp_path / "imagenet").rglob(".*")) == []
+
+
+def test_an_archive_that_is_none_leaves_no_folder_behind(archives, tmp_path):
+    (archives / TRAIN).write_bytes(b"no tar at all" * 99)
+    assert cli("prepare", "--archives", archives, "--data", tmp_path / "imagenet").code == 2
+    assert not (tmp_path / "imagenet").exists()
 
 
 def test_other_datasets_have_no_archives_and_no_copies():

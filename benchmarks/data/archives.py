@@ -7,10 +7,13 @@ name, into folders named as WordNet's synsets are; whole classes appear, or noth
 
 from __future__ import annotations
 
+import gzip
 import io
+import lzma
 import re
 import shutil
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -19,6 +22,9 @@ from typing import IO
 from benchmarks.data.folders import DataError
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
+
+_DAMAGED = (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+"""What tarfile raises for files that are no archives, or not whole; a ValueError for names that no file can have."""
 
 _WNID = re.compile(r"n\d{8}", re.ASCII)
 
@@ -32,53 +38,75 @@ def unpack(archives: Path, folder: Path, progress: Progress) -> None:
         if not (archives / name).is_file():
             raise DataError(f"no {name} in {archives}; get it from image-net.org (ILSVRC 2012), an account is needed")
     needed = sum((archives / name).stat().st_size for name in (TRAIN, VAL))
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "train").is_dir() and (free := shutil.disk_usage(folder).free) < needed:
-        raise DataError(f"unpacking needs {needed / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB; name another --data")
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not (folder / "train").is_dir() and (free := shutil.disk_usage(there).free) < needed:
+        raise DataError(f"unpacking needs {needed / 1e9:.1f} GB, {there} has {free / 1e9:.1f} GB; name another --data")
     try:
-        _unpack_train(archives / TRAIN, folder / "train", progress)
-        _unpack_val(archives / VAL, val_classes(archives / DEVKIT), folder / "val", progress)
-    except (tarfile.TarError, EOFError, OSError) as error:
+        classes = val_classes(archives / DEVKIT)
+        _unpack_train(archives / TRAIN, set(classes), folder / "train", progress)
+        _unpack_val(archives / VAL, classes, folder / "val", progress)
+    except OSError as error:
         raise DataError(f"cannot unpack the archives in {archives} into {folder}: {error}") from error
 
 
-def _unpack_train(archive: Path, train: Path, progress: Progress) -> None:
-    total = archive.stat().st_size
-    with tarfile.open(archive) as outer:
+def _unpack_train(archive: Path, classes: set[str], train: Path, progress: Progress) -> None:
+    total, left = archive.stat().st_size, set(classes)
+    with _opened(archive) as outer:
         for member in outer:
             name = PurePosixPath(member.name).name
             content = outer.extractfile(member) if member.isfile() and name.endswith(".tar") else None
-            if content is None:
-                raise DataError(f"{archive} holds {member.name}, which is no tar of a class")
+            if content is None or name.removesuffix(".tar") not in classes:
+                raise DataError(f"{archive} holds {member.name!r}, which is no tar of a class of {DEVKIT}")
             done = train / name.removesuffix(".tar")
             if not done.is_dir():
-                with _whole(done) as part, tarfile.open(fileobj=content) as inner:
+                with tarfile.open(fileobj=content) as inner, _whole(done) as part:
                     for image, file in _files(inner):
                         _copy(file, part / image)
+            left.discard(done.name)
             progress("unpacking train", member.offset + member.size, total)
+    if left:
+        raise DataError(f"{archive} lacks {len(left)} of {len(classes)} classes, such as {min(left)}; fetch it again")
 
 
 def _unpack_val(archive: Path, classes: list[str], val: Path, progress: Progress) -> None:
     """The k-th image by name is of class `classes[k]`."""
     if val.is_dir():
         return
-    with _whole(val) as part, tarfile.open(archive) as images:
-        for done, (name, file) in enumerate(_files(images)):
+    left = set(range(1, len(classes) + 1))
+    with _opened(archive) as images, _whole(val) as part:
+        for name, file in _files(images):
             number = PurePosixPath(name).stem.rpartition("_")[2]
             if not number.isdecimal() or not 1 <= int(number) <= len(classes):
-                raise DataError(f"{archive} holds {name}; expected ILSVRC2012_val_00000001.JPEG to _{len(classes):08d}")
+                expected = f"ILSVRC2012_val_00000001.JPEG to _{len(classes):08d}"
+                raise DataError(f"{archive} holds {name!r}; expected {expected}")
+            if int(number) not in left:
+                raise DataError(f"{archive} holds two images with the number {number}; fetch it again")
+            left.remove(int(number))
             place = part / classes[int(number) - 1]
             place.mkdir(exist_ok=True)
             _copy(file, place / name)
-            progress("unpacking val", done + 1, len(classes))
+            progress("unpacking val", len(classes) - len(left), len(classes))
+        if left:
+            raise DataError(f"{archive} lacks {len(left)} of {len(classes)} images; fetch it again")
+
+
+@contextmanager
+def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
+    """Raises DataError for what is no archive, or not whole, here and while it is read."""
+    try:
+        with tarfile.open(archive) as found:
+            yield found
+    except _DAMAGED as error:
+        reason = str(error).partition("\n")[0].rstrip(":")  # of each kind of archive that it is not, a line
+        raise DataError(f"cannot unpack {archive}: {reason}; fetch it again") from error
 
 
 def val_classes(devkit: Path) -> list[str]:
     """The class of each image of val, in the order of their names, from the development kit.
 
-    Raises DataError for a kit that does not say it; TarError, EOFError and OSError for one that is no archive.
+    Raises DataError for a kit that does not say it, or is damaged.
     """
-    with tarfile.open(devkit) as kit:
+    with _opened(devkit) as kit:
         found = {PurePosixPath(member.name).name: kit.extractfile(member) for member in kit if member.isfile()}
         truth, meta = found.get("ILSVRC2012_validation_ground_truth.txt"), found.get("meta.mat")
         if truth is None or meta is None:
@@ -120,5 +148,9 @@ def _whole(folder: Path) -> Iterator[Path]:
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    yield part
-    part.rename(folder)
+    try:
+        yield part
+        part.rename(folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise

@@ -7,7 +7,7 @@ import struct
 import zlib
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 _BROKEN = (OSError, ValueError, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError)
 """What Pillow raises for files that are no images, or not whole."""
@@ -23,7 +23,7 @@ def decoded(path: Path) -> Image.Image:
         with Image.open(path) as file:
             return file.convert("RGB")
     except _BROKEN as error:
-        raise UnreadableError(str(error) or type(error).__name__) from error
+        raise UnreadableError(_reason(error)) from error
 
 
 def check(content: bytes) -> None:
@@ -36,4 +36,10 @@ def check(content: bytes) -> None:
             file.draft("RGB", (1, 1))
             file.convert("RGB")
     except _BROKEN as error:
-        raise UnreadableError(str(error) or type(error).__name__) from error
+        raise UnreadableError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # names the file, or where in memory it is
+        return "it is no image of a known kind"
+    return str(error) or type(error).__name__

@@ -65,7 +65,7 @@ class Listing:
         places = ((place, files) for place, files in self.files.items() if files)
         blocks = ["\n".join([f"{place}/{name} {size}" for name, size in files]) for place, files in places]
         blocks += [f"without {path}" for path in sorted(self.unreadable or {})]
-        return hashlib.sha256("\n".join(blocks).encode()).hexdigest()
+        return hashlib.sha256("\n".join(blocks).encode(errors="surrogateescape")).hexdigest()
 
 
 def listing_of(folder: Path, *, short_side: int | None, allow_bad_images: int) -> Listing:
@@ -134,7 +134,14 @@ def _images(part: Path, name: str) -> list[tuple[str, int]]:
     found = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES] if folder.is_dir() else []
     if not found:
         raise DataError(f"no images in {folder}; expected files ending in {', '.join(sorted(SUFFIXES))}")
-    return sorted((path.name, path.stat().st_size) for path in found)
+    return sorted((path.name, _size(path)) for path in found)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a link to nothing, which is found unreadable when it is looked at
+        return 0
 
 
 def write_manifest(folder: Path, listing: Listing) -> None:

@@ -56,7 +56,8 @@ def look_through(
     files = scan(folder).files
     paths = [f"{place}/{name}" for place, rows in files.items() for name, _ in rows]
     looks = _everywhere(partial(_look, folder), paths, partial(progress, "looking at images"))
-    content = hashlib.sha256("\n".join(f"{path} {look.digest}" for path, look in looks).encode()).hexdigest()
+    lines = "\n".join(f"{path} {look.digest}" for path, look in looks)
+    content = hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()  # names need not be UTF-8
     unreadable = {**(left_out or {}), **{path: look.wrong for path, look in looks if look.wrong}}
     listing = Listing(files, unreadable, content, short_side)
     try:
@@ -69,6 +70,8 @@ def look_through(
 
 
 def _look(folder: Path, path: str) -> _Look:
+    if not (folder / path).is_file():  # to read a pipe would take for ever
+        return _Look("", "it is no file, or a link to none")
     try:
         content = (folder / path).read_bytes()
         digest = hashlib.sha256(content).hexdigest()
