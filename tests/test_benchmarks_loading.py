@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -42,6 +43,9 @@ class Poisoned:
             os.kill(os.getpid(), signal.SIGKILL)
         if 7 in indices and self.harm == "raise":
             raise DataError("cannot read the image seven")
+        if 7 in indices and self.harm == "stick":
+            time.sleep(0.5)  # the image before is handed over meanwhile
+            ctypes.PyDLL(None).sleep(30)  # as a library's code that keeps the interpreter to itself
         return torch.from_numpy(indices.astype(np.float32)), torch.from_numpy(indices)
 
 
@@ -115,6 +119,18 @@ def blocked(pid: int) -> int:
 def stand_by() -> None:
     _apart(0)
     time.sleep(60)
+
+
+def test_a_loader_stuck_where_nothing_else_runs_is_ended_with_its_stream(monkeypatch):
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)  # how long torch waits for it, twice
+    others = set(multiprocessing.active_children())
+    ready = fetched(Poisoned("stick"), one_by_one()[6:], loaders=1, device=CPU)
+    next(ready)
+    (worker,) = set(multiprocessing.active_children()) - others
+    time.sleep(1.5)  # it is stuck by then
+    ready.close()  # type: ignore[attr-defined]
+    worker.join(10)
+    assert worker.exitcode == -signal.SIGKILL
 
 
 def test_a_loader_that_is_killed_is_no_fault_of_the_method():

@@ -75,6 +75,9 @@ def _ahead(
     finally:
         # At once, not when memory is tidied up: until then the end of any child would tell of this one's again.
         batches._shutdown_workers()  # type: ignore[attr-defined]
+        for worker in batches._workers:  # type: ignore[attr-defined]
+            if worker.is_alive():  # stuck in a library that lets no other thread run, which could heed SIGTERM
+                worker.kill()
 
 
 def _apart(_worker: int) -> None:
