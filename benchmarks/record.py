@@ -79,6 +79,8 @@ def parse_record(text: bytes, path: str) -> Record:
         raise RecordError(f"{path}: record of schema {found}, this version reads {SCHEMA}; {advice}")
     try:
         record = Record(data["id"], data["spec"], data["result"], data["observed"])
+        if not all(isinstance(part, dict) for part in (record.spec, record.result, record.observed)):
+            raise TypeError("spec, result and observed must be objects")
         intact = record.checksum == data["checksum"] and record.status in STATUSES
     except (KeyError, TypeError, ValueError) as error:
         raise RecordError(f"{path}: not a whole record ({error!r}); {advice}") from error

@@ -116,7 +116,7 @@ def assignment(text: str) -> tuple[str, Any]:
         raise SuiteError(f"--set {text!r}: write key=value, such as recipe.batch_size=32")
     try:
         return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise SuiteError(f"--set {text!r}: {error}") from None
 
 

@@ -233,7 +233,7 @@ def load_suite(name: str, overrides: Mapping[str, Any] | None = None) -> Suite:
         if path.parent == SUITES:
             raise SuiteError(unknown("suite", name, suite_names())) from None
         raise SuiteError(f"no suite file {path}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise SuiteError(f"cannot read the suite {path}: {error}") from None
     if not isinstance(data, dict):
         raise SuiteError(f"{path} is not a suite: expected keys such as {', '.join(list(Suite.model_fields)[:6])}")

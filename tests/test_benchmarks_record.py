@@ -57,6 +57,9 @@ def without(key: str) -> Any:
         (without("schema"), "schema None"),
         (without("result"), "not a whole record"),
         (without("checksum"), "not a whole record"),
+        (lambda data: data.update(observed=None), "not a whole record"),
+        (lambda data: data.update(observed=[]), "not a whole record"),
+        (lambda data: data.update(result=[]), "not a whole record"),
         (lambda data: data["result"].update(status="fine"), "altered"),
     ],
 )

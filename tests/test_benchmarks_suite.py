@@ -14,7 +14,7 @@ from benchmarks.session import open_session
 from benchmarks.suite import Suite, load_suite, select, suite_names
 from methods import load_method
 from methods.quantization.cost import bops, ledger_from_json, ledger_to_json, uniform_bits
-from tests.harness import TINY, tiny_suite, write_suite
+from tests.harness import TINY, cli, tiny_suite, write_suite
 
 
 @pytest.mark.parametrize("name", suite_names())
@@ -126,6 +126,25 @@ def test_a_suite_is_what_its_file_says():
 def test_a_ledger_survives_its_file(path: Path):
     text = path.read_text(encoding="utf-8")
     assert ledger_to_json(ledger_from_json(text)) == text
+
+
+@pytest.mark.parametrize("value", ["!!python/object/apply:os.mkdir [{}]", "!!python/name:os.mkdir"])
+def test_a_suite_s_file_and_set_run_nothing(tmp_path, value):
+    harm = value.format(tmp_path / "harmed")
+    file = tmp_path / "hostile.yaml"
+    file.write_text(f"{write_suite(tmp_path).read_text()}\ndescription: {harm}\n", encoding="utf-8")
+    for arguments in (["--suite", file], ["--suite", "smoke", "--set", f"description={harm}"]):
+        ran = cli("plan", *arguments)
+        assert (ran.code, "could not determine a constructor" in ran.err) == (2, True)
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_a_suite_nested_too_deeply_is_refused(tmp_path):
+    file = tmp_path / "deep.yaml"
+    file.write_text("description: " + "[" * 5000, encoding="utf-8")
+    for arguments in (["--suite", file], ["--suite", "smoke", "--set", "description=" + "[" * 5000]):
+        ran = cli("plan", *arguments)
+        assert (ran.code, ran.err.startswith("error: ")) == (2, True)
 
 
 def test_how_often_a_trial_saves_itself_is_no_part_of_it(tmp_path):
