@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.data import AUGMENTATION_DRAWS
+from benchmarks.data import AUGMENTATION_DRAWS, Split, Subset
 from benchmarks.data.folders import DataError
 from benchmarks.data.imagefolder import DEVIATION, MEAN
 from benchmarks.data.opening import load_dataset
@@ -206,6 +206,21 @@ def test_a_folder_is_split_into_train_validation_and_test(tree):
     images, labels = data.test.load(np.arange(6), None)
     assert images.shape == (6, 3, 16, 16)
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def paths_of(part: Split) -> list[str]:
+    """Files of a split of a folder, in its order."""
+    files, indices = (part.split, part.indices) if isinstance(part, Subset) else (part, np.arange(len(part)))
+    return [str(files._path(index).relative_to(files.folder)) for index in indices]  # type: ignore[attr-defined]
+
+
+def test_the_splits_of_a_folder_are_disjoint_and_make_up_the_tree(tree):
+    data = load_dataset(FOLDER, tree)
+    train, validation, test = (paths_of(part) for part in (data.train, data.validation, data.test))
+    images = [str(path.relative_to(tree)) for path in tree.rglob("*.*") if path.suffix != ".txt"]
+    assert sorted([*train, *validation, *test]) == sorted(images)
+    assert {path.partition("/")[0] for path in [*train, *validation]} == {"train"}
+    assert {path.partition("/")[0] for path in test} == {"val"}
 
 
 @pytest.mark.parametrize("share", [None, 0.5])
