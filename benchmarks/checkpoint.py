@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.files import write_atomic
+from benchmarks.files import forget_unfinished, write_atomic
 from benchmarks.stopping import StoppedError, asked
 
 SCHEMA = 3
@@ -48,6 +48,7 @@ def load_checkpoint(path: Path, trial_id: str) -> dict[str, Any] | None:
     Its tensors are on the CPU, wherever they were. What cannot be trusted is removed where the one before can: the next
     save would put it in that one's place. Raises CheckpointError if there are files and none can be trusted.
     """
+    forget_unfinished(path)
     found: CheckpointError | None = None
     for file in (path, previous(path)):
         try:

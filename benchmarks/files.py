@@ -27,6 +27,14 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
 
 
+def forget_unfinished(path: Path) -> None:
+    """Remove what `write_atomic` had begun at `path` in processes of this machine that were killed."""
+    for part in path.parent.glob(f".{path.name}.*-*"):
+        pid = part.suffix[1:].partition("-")[0]
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            part.unlink(missing_ok=True)
+
+
 def write_text_atomic(path: Path, text: str) -> None:
     write_atomic(path, lambda file: file.write(text.encode()))
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import pickle
+import subprocess
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -234,6 +237,35 @@ def test_a_networks_digest_follows_names_shapes_and_bytes(tmp_path):
     assert len({network_digest(other) for other in [state, *others]}) == 6
     with pytest.raises(CheckpointError, match="small suites only"):
         load_network(tmp_path / "none.pt")
+
+
+class Harmful:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_network_s_file_runs_nothing(tmp_path):
+    torch.save({"weight": torch.zeros(2), "harm": Harmful(tmp_path / "harmed")}, tmp_path / "n.pt")
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_network(tmp_path / "n.pt")
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_what_killed_processes_had_begun_to_save_is_removed(tmp_path):
+    save_checkpoint(tmp_path / "c.pt", "id", {"number": 1})
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / f".c.pt.{ended.pid}-0a1b").touch()
+    kept = [f".c.pt.{os.getpid()}-0a1b", f".d.pt.{ended.pid}-0a1b", "c.pt"]
+    for name in kept:
+        (tmp_path / name).touch()
+    assert load_checkpoint(tmp_path / "c.pt", "id") == {"number": 1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "resnet18"])
