@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import socket
+import subprocess
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,6 +133,52 @@ def test_a_cluster_is_sent_neither_data_nor_results_that_lie_in_the_checkout(tmp
     assert here.match_file("float/a.pt")
     assert not here.match_file("methods/hawq.py")
     assert _staying(Workspace(tmp_path, "tiny", tmp_path)) == STAYS_HERE
+
+
+def test_what_killed_runs_left_of_ray_is_removed_and_nothing_of_living_ones(tmp_path):
+    from benchmarks.engines.ray import _forget_dead_runs
+
+    workspace, host = Workspace(tmp_path, "tiny"), socket.gethostname()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    living = [f"{host}-{os.getpid()}-1", "ranks/held", f"elsewhere-{ended.pid}-1"]
+    for name in [*living, f"{host}-{ended.pid}-1", "ranks/left"]:
+        (workspace.folder / "ray" / name / "below").mkdir(parents=True)
+    with workspace.lock("held", wait=False):
+        _forget_dead_runs(workspace)
+    found = [path.parent for path in workspace.folder.rglob("below")]
+    assert sorted(found) == sorted(workspace.folder / "ray" / name for name in living)
+
+
+class Group:
+    """Stands in for Ray's workers."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def execute_async(self, _what: Any) -> list[Any]:
+        return []
+
+
+@pytest.mark.parametrize("error", ["GetTimeoutError", "RayError"])
+def test_ranks_that_do_not_part_are_not_waited_for_and_their_folder_goes(error, monkeypatch):
+    from benchmarks.engines import ray as engine
+
+    limits: list[float | None] = []
+
+    def get(_what: Any, timeout: float | None = None) -> list[Any]:
+        limits.append(timeout)
+        if len(limits) == 2:
+            raise getattr(engine.ray.exceptions, error)
+        return []
+
+    monkeypatch.setattr(engine.ray, "get", get)
+    backend, config = engine._AtFile(), engine.Neighbours(backend="gloo")
+    backend.on_start(Group(), config)
+    folder = Path(backend.folder.name)
+    with nullcontext() if error == "GetTimeoutError" else pytest.raises(engine.ray.exceptions.RayError):
+        backend.on_shutdown(Group(), config)
+    assert (limits, folder.exists()) == ([None, 30.0], False)
 
 
 def test_more_processes_than_gpus_are_refused_here(tmp_path, monkeypatch):

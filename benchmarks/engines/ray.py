@@ -11,6 +11,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 import ray  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from ray import train, tune  # noqa: E402
+from ray.exceptions import GetTimeoutError  # noqa: E402
 from ray.train.backend import Backend  # noqa: E402
 from ray.train.torch import TorchConfig, TorchTrainer  # noqa: E402
 from ray.tune.integration.ray_train import TuneReportCallback  # noqa: E402
@@ -60,6 +62,7 @@ _OBJECT_STORE_BYTES = 100 * 2**20
 _REPORT_SECONDS = 2.0
 _MAX_WORKER_DEATHS = 3
 _CONNECT_SECONDS = 10.0
+_PARTING_SECONDS = 30.0
 _NOTICE_SECONDS = 20.0
 """What is left of a scheduler's usual 30 seconds for trials to save themselves."""
 _WAITING = {"node:__internal_head__": 0.001}
@@ -93,7 +96,7 @@ class RayEngine:
             require_compiler(workspace.device)
         settings = asdict(workspace)
         storage, name = workspace.folder.resolve() / "ray", f"{socket.gethostname()}-{os.getpid()}-{int(time.time())}"
-        _forget_dead_runs(storage)
+        _forget_dead_runs(workspace)
         stop = storage / name / "stop"
         stop.parent.mkdir(parents=True, exist_ok=True)
         alone = workspace.ranks == 1
@@ -130,12 +133,17 @@ class RayEngine:
             raise StoppedError
 
 
-def _forget_dead_runs(storage: Path) -> None:
-    """Remove what Tune noted of runs that were killed on this machine."""
+def _forget_dead_runs(workspace: Workspace) -> None:
+    """Remove what Tune noted of runs that were killed on this machine, and Ray Train of jobs that nobody holds."""
+    storage = workspace.folder / "ray"
     for folder in storage.glob(f"{socket.gethostname()}-*-*"):
         pid = folder.name.split("-")[-2]
         if pid.isdecimal() and not Path("/proc", pid).exists():
             shutil.rmtree(folder, ignore_errors=True)
+    for folder in (storage / "ranks").glob("*"):
+        with workspace.lock(folder.name, wait=False) as free:
+            if free:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _connect(address: str | None, workspace: Workspace) -> None:
@@ -296,8 +304,11 @@ class _AtFile(Backend):
         ray.get([worker_group.execute_single_async(rank, join, rank, *told) for rank in range(len(worker_group))])
 
     def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        worker_group.execute(dist.destroy_process_group)
-        self.folder.cleanup()
+        try:
+            with suppress(GetTimeoutError):  # the workers are ended next, whatever they wait for
+                ray.get(worker_group.execute_async(dist.destroy_process_group), timeout=_PARTING_SECONDS)
+        finally:
+            self.folder.cleanup()
 
 
 def train_as_rank(config: dict[str, Any]) -> None:
