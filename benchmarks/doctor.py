@@ -27,6 +27,7 @@ from benchmarks.environment import require_compiler
 from benchmarks.messages import SuiteError
 from benchmarks.planning import plan
 from benchmarks.spec import DataSpec, ProceduralSpec
+from benchmarks.stopping import end_with_parent
 from benchmarks.suite import Suite
 
 _PROJECT = Path(__file__).parent.parent / "pyproject.toml"
@@ -47,7 +48,7 @@ def examine(
 ) -> Iterator[Finding]:
     """What a suite needs, looked at in five seconds, what takes longest last; nothing is written or fetched."""
     # A process of its own for the data: a manifest of a million files takes a second while torch is imported here.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as aside:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent) as aside:
         data_findings = aside.submit(_listed, partial(_data, suite, data, allow_bad_images))
         checks: dict[str, Callable[[], Iterable[Finding]]] = {
             "Python and packages": _packages,

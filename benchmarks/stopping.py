@@ -1,7 +1,13 @@
-"""A request to stop: SIGTERM, which schedulers send some time before they kill, passed on elsewhere by a file."""
+"""A request to stop: SIGTERM, which schedulers send some time before they kill, passed on elsewhere by a file.
+
+And the end of processes that a killed one would leave behind.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -12,6 +18,7 @@ from types import FrameType
 
 _LOOK_SECONDS = 1.0
 """How often a process looks for the file."""
+_PARENT_DIED = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 _asked = False
 _file: Path | None = None
@@ -54,3 +61,11 @@ def asked() -> bool:
 def _ask(_signal: int, _frame: FrameType | None) -> None:
     global _asked
     _asked = True
+
+
+def end_with_parent() -> None:
+    """From now on this process, one of multiprocessing's, is killed when the thread that started it ends."""
+    ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is None or not parent.is_alive():  # it died before
+        os._exit(1)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,7 +19,9 @@ from unittest import mock
 
 import pytest
 
+from benchmarks import doctor
 from benchmarks.checkpoint import previous
+from benchmarks.data import preparing
 from benchmarks.data.tree import write_tree
 from benchmarks.engines import run_jobs
 from benchmarks.engines.local import LocalEngine
@@ -251,6 +253,39 @@ def test_sigterm_to_loaders_as_well_has_a_trial_save_itself(told, tmp_path):
         os.kill(pid, signal.SIGTERM)
     said = process.communicate(timeout=60)[1]
     assert (process.returncode, "run the same command again" in said) == (130, True), said
+
+
+def look_at_names(begun: Path) -> None:
+    names = [str(number) for number in range(10_000)]
+    preparing._everywhere(slowly, names, lambda _done, _total: begun.touch())
+
+
+def slowly(path: str) -> str:
+    time.sleep(0.01)
+    return path
+
+
+def examine_and_wait(begun: Path) -> None:
+    def wait(*_arguments: Any) -> Iterator[doctor.Finding]:
+        begun.touch()
+        time.sleep(60)
+        yield doctor.Finding(True, "waited")
+
+    with mock.patch.object(doctor, "_weights", wait):  # which comes after what the other process looks at
+        list(doctor.examine(load_suite("smoke"), None, begun.parent))
+
+
+@pytest.mark.parametrize("target", [look_at_names, examine_and_wait])
+def test_killed_commands_leave_no_process_behind(tmp_path, target):
+    process = start(target, tmp_path / "begun")
+    wait_for(process, (tmp_path / "begun").exists)
+    others = [Path("/proc", str(pid)) for pid in descendants(process.pid or 0) if pid != process.pid]
+    process.kill()
+    process.join()
+    until = time.monotonic() + 10
+    while (left := [other for other in others if other.exists()]) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert (bool(others), left) == (True, [])
 
 
 def test_one_method_s_nan_is_its_own_failure_and_the_others_go_on(tmp_path):

@@ -23,6 +23,7 @@ from benchmarks.data.decoding import UnreadableError, check, decoded
 from benchmarks.data.folders import DataError
 from benchmarks.data.listing import COPIES, PARTS, Listing, scan, write_manifest
 from benchmarks.files import write_text_atomic
+from benchmarks.stopping import end_with_parent
 
 T = TypeVar("T")
 
@@ -213,7 +214,7 @@ def _everywhere(
             if len(paths) > _FEW:
                 # Processes of their own, not forked from this one: its other threads may hold locks.
                 spawning = multiprocessing.get_context("spawn")
-                pool = stack.enter_context(ProcessPoolExecutor(os.cpu_count(), spawning))
+                pool = stack.enter_context(ProcessPoolExecutor(os.cpu_count(), spawning, end_with_parent))
                 results = pool.map(work, paths, chunksize=_CHUNK)
             for path, result in zip(paths, results, strict=True):
                 found.append((path, result))

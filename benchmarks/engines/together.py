@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import multiprocessing
 import signal
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.engines.alone import work
 from benchmarks.jobs import Job, Outcome
 from benchmarks.ranks import GONE, joined
-from benchmarks.stopping import StoppedError, asked, heeded
+from benchmarks.stopping import StoppedError, asked, end_with_parent, heeded
 from benchmarks.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ _POLL_SECONDS = 0.2
 _NOTICE_SECONDS = 25.0
 """What is left of a scheduler's usual 30 seconds for the ranks to end by themselves."""
 
-_PARENT_DIED = 1  # PR_SET_PDEATHSIG of prctl(2)
 _DIED = "one of its processes died"
 
 
@@ -108,7 +106,7 @@ def _rank(rank: int, job: Mapping[str, Any], settings: Mapping[str, Any], meetin
     """The life of one rank, in its own process, which ends with its parent."""
     import torch
 
-    ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGKILL)
+    end_with_parent()
     workspace = Workspace(**settings)
     if workspace.gpu:
         torch.cuda.set_device(rank)
