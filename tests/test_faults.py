@@ -218,6 +218,10 @@ def test_a_full_disk_costs_nothing_but_the_time(tmp_path):
     assert same_as_undisturbed(tmp_path / "out")
 
 
+def itself(pid: int) -> Sequence[int]:
+    return [pid]
+
+
 def process_group(pid: int) -> Sequence[int]:
     """What `timeout` signals, and a shell that ends its jobs."""
     return [one for one in descendants(pid) if os.getpgid(one) == pid]
@@ -396,7 +400,8 @@ def test_ray_s_ranks_are_those_of_this_machine_also_when_one_is_killed(tmp_path)
 
 
 def run_with_ray_noted(suite: Path, out: Path) -> None:
-    """The suite by Ray; a file by a trial's id says that it trains."""
+    """The suite by Ray, in a process group of its own; a file by a trial's id says that it trains."""
+    os.setpgid(0, 0)
 
     def note(_view: View, job: Job, _progress: Sequence[Any]) -> None:
         (out.parent / job.key).touch()
@@ -406,8 +411,9 @@ def run_with_ray_noted(suite: Path, out: Path) -> None:
 
 
 @pytest.mark.complete
+@pytest.mark.parametrize("told", [itself, process_group])
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_sigterm_has_ray_s_trials_save_themselves(tmp_path, ranks):
+def test_sigterm_has_ray_s_trials_save_themselves(tmp_path, ranks, told):
     shared = {"optimizer": {"name": "adam", "lr": 0.001}, "batch_size": 8, "micro_batch": 4}
     suite = write_suite(
         tmp_path,
@@ -422,7 +428,8 @@ def test_sigterm_has_ray_s_trials_save_themselves(tmp_path, ranks):
     checkpoint = Workspace(tmp_path / "out", "tiny").checkpoint(trial.id)
     wait_for(process, (tmp_path / trial.id).exists)
     assert not checkpoint.exists()
-    os.kill(process.pid or 0, signal.SIGTERM)
+    for pid in told(process.pid or 0):
+        os.kill(pid, signal.SIGTERM)
     process.join(60)
     assert process.exitcode == 130, (tmp_path / "log").read_text()
     assert checkpoint.exists()

@@ -8,11 +8,13 @@ import math
 import os
 import shutil
 import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -162,11 +164,23 @@ def _connect(address: str | None, workspace: Workspace) -> None:
     try:
         if address and ":" in address:
             _knock(address)
-        ray.init(address=address or "local", **options)
+        with _groups_of_their_own():
+            ray.init(address=address or "local", **options)
     except (OSError, ValueError, RuntimeError) as error:
         where = f"the Ray cluster at {address}" if address else "Ray on this machine"
         advice = "check --address and that ~/.ray/auth_token is the cluster's, or " if address else ""
         raise EngineError(f"cannot start or reach {where}: {error}; {advice}use --engine local") from error
+
+
+@contextmanager
+def _groups_of_their_own() -> Iterator[None]:
+    """Processes started inside leave this one's group: a signal to all of it is answered here, and trials need Ray."""
+    plain = subprocess.Popen.__init__
+    subprocess.Popen.__init__ = partialmethod(plain, process_group=0)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        subprocess.Popen.__init__ = plain  # type: ignore[method-assign]
 
 
 def _staying(workspace: Workspace) -> list[str]:
