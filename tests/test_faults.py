@@ -402,6 +402,7 @@ def test_ray_s_ranks_are_those_of_this_machine_also_when_one_is_killed(tmp_path)
 def run_with_ray_noted(suite: Path, out: Path) -> None:
     """The suite by Ray, in a process group of its own; a file by a trial's id says that it trains."""
     os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where tests run in the background
 
     def note(_view: View, job: Job, _progress: Sequence[Any]) -> None:
         (out.parent / job.key).touch()
@@ -433,6 +434,18 @@ def test_sigterm_has_ray_s_trials_save_themselves(tmp_path, ranks, told):
     process.join(60)
     assert process.exitcode == 130, (tmp_path / "log").read_text()
     assert checkpoint.exists()
+    assert "run the same command again" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.complete
+def test_ctrl_c_ends_a_run_with_ray(tmp_path):
+    suite = write_suite(tmp_path, methods=["uniform-lsq"], compute={"epochs": 100, "search_share": 0.9})
+    process = start(run_with_ray_noted, suite, tmp_path / "out")
+    (trial,) = plan(load_suite(str(suite))).trials
+    wait_for(process, (tmp_path / trial.id).exists)
+    os.kill(process.pid or 0, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 130, (tmp_path / "log").read_text()
     assert "run the same command again" in (tmp_path / "log").read_text()
 
 

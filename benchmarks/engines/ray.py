@@ -27,6 +27,7 @@ os.environ.update(
         "RAY_DEDUP_LOGS": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # _Forward tells them in a line
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would end as if all were well, and what is missing be run again
         "RAY_AIR_NEW_OUTPUT": "0",
     }
 )
