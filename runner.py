@@ -25,7 +25,7 @@ from benchmarks.session import Session, assignment, check_writable, open_session
 from benchmarks.storage import Storage, StorageError
 from benchmarks.suite import load_suite, suite_names
 from benchmarks.terminal import command_line, console, errors, print_columns, say_next, warn
-from methods import UnknownMethodError, known_methods, load_method
+from methods import BrokenPluginError, UnknownMethodError, known_methods, load_method
 
 if TYPE_CHECKING:
     from reports.comparison import Comparison
@@ -229,7 +229,7 @@ def _gathered(session: Session, records: Records) -> Comparison:
 def list_everything(as_json: JsonOption = False) -> None:
     """List suites and methods."""
     suites = {name: load_suite(name).description for name in suite_names()}
-    methods = {name: (load_method(name).__doc__ or "").partition("\n")[0] for name in sorted(known_methods())}
+    methods = {name: _described(name) for name in sorted(known_methods())}
     if as_json:
         print(json.dumps({"suites": suites, "methods": methods}))
         return
@@ -237,6 +237,13 @@ def list_everything(as_json: JsonOption = False) -> None:
         print_columns([(title, "what it is"), *rows.items()])
         print()
     console.print("next: python runner.py plan --suite NAME, then python runner.py --suite NAME")
+
+
+def _described(method: str) -> str:
+    try:
+        return (load_method(method).__doc__ or "").partition("\n")[0]
+    except BrokenPluginError as error:
+        return str(error)
 
 
 @app.command("plan")
@@ -576,7 +583,7 @@ def check(
     console.print(f"{method} passes; next: add it to a suite's methods", markup=False)
 
 
-USER_ERRORS = (SuiteError, DataError, RecordError, EngineError, StorageError, UnknownMethodError)
+USER_ERRORS = (SuiteError, DataError, RecordError, EngineError, StorageError, UnknownMethodError, BrokenPluginError)
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """click's: an unknown option or command, a value that is no number. Newer versions of typer carry click inside."""
 

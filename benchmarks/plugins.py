@@ -6,6 +6,9 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from benchmarks.messages import SuiteError
+from methods import BrokenPluginError, load_entry
+
 MODELS = "mixed_precision.models"
 """name -> function (ModelSpec, number of classes) -> float network over (n, 3, size, size) images."""
 
@@ -20,4 +23,8 @@ def plugged(group: str) -> dict[str, EntryPoint]:
 
 
 def load_plugin(group: str, name: str) -> Any:
-    return plugged(group)[name].load()
+    """What a plug-in brings. Raises SuiteError if it cannot be loaded."""
+    try:
+        return load_entry(plugged(group)[name])
+    except BrokenPluginError as error:
+        raise SuiteError(str(error)) from error

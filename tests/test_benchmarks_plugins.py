@@ -6,11 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
-from tests.harness import ROOT, comparable
+import methods
+from benchmarks import plugins
+from tests.harness import ROOT, cli, comparable, write_suite
 
 EXAMPLE = ROOT / "docs" / "plugin"
 
@@ -76,3 +80,62 @@ def test_published_weights_of_a_plug_in_s_network_are_refused(outside: Path) -> 
     assert (
         "has no published weights here; train from scratch with --set weights=none" in refused.stdout + refused.stderr
     )
+
+
+BROKEN = {
+    "nomod:X": "No module named 'nomod'",
+    "halves:X": "module 'halves' has no attribute 'X'",
+    "torn:X": "invalid syntax",
+    "unbound:X": "name 'FixedChoice' is not defined",
+    "halves:Half": "is no method: it lacks searches, ",
+}
+"""Entry points that cannot be used, and what is said of them."""
+
+
+@pytest.fixture
+def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str, str], None]]:
+    """Brings an entry point: its group, name and value, of modules that are broken in several ways."""
+    (tmp_path / "halves.py").write_text("class Half:\n    version = 1\n")
+    (tmp_path / "torn.py").write_text("class X(:\n")
+    (tmp_path / "unbound.py").write_text("class X(FixedChoice): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def bring(group: str, name: str, value: str) -> None:
+        for module in (methods, plugins):
+            found = [EntryPoint(name, value, group)]
+            monkeypatch.setattr(
+                module, "entry_points", lambda group, found=found: [p for p in found if p.group == group]
+            )
+
+    methods.known_methods.cache_clear()
+    plugins.plugged.cache_clear()
+    yield bring
+    methods.known_methods.cache_clear()
+    plugins.plugged.cache_clear()
+
+
+@pytest.mark.parametrize(("value", "why"), BROKEN.items())
+def test_a_broken_method_is_told_in_a_line_and_harms_no_other(brought, value, why, tmp_path):
+    brought(methods.ENTRY_POINTS, "b1", value)
+    for command in (["check", "b1"], ["plan", "--suite", "smoke", "--methods", "b1", "--out", tmp_path]):
+        ran = cli(*command)
+        assert (ran.code, len(ran.err.splitlines())) == (2, 1)
+        for part in (f"error: plug-in 'b1' ({value})", why, "mend or uninstall it"):
+            assert part in ran.err
+    listed = cli("list")
+    assert listed.code == 0
+    (row,) = [line for line in listed.out.splitlines() if line.startswith("b1 ")]
+    assert why in row
+    assert "\nuniform-lsq " in listed.out
+
+
+def test_a_broken_dataset_and_a_broken_network_are_wrong_use(brought, tmp_path):
+    brought(plugins.DATASETS, "b2", "nomod:X")
+    data = {"dataset": "b2", "image_size": 8, "classes": 10}
+    suite = write_suite(tmp_path, data=data, methods=["uniform-lsq"])
+    ran = cli("--suite", suite, "--out", tmp_path / "out", "--engine", "local")
+    assert (ran.code, "plug-in 'b2' (nomod:X): No module named 'nomod'; mend or uninstall it" in ran.err) == (2, True)
+    plugins.plugged.cache_clear()
+    brought(plugins.MODELS, "b3", "nomod:X")
+    ran = cli("plan", "--suite", write_suite(tmp_path, models=[{"name": "b3"}]))
+    assert (ran.code, "error: plug-in 'b3' (nomod:X): No module named 'nomod'" in ran.err) == (2, True)
