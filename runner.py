@@ -118,6 +118,7 @@ def run(
 def _finish(context: typer.Context, session: Session, lost: dict[str, Outcome]) -> None:
     """Report, say where everything is, and exit with 1 if some trial failed or was lost, with 2 if by wrong use."""
     _report(session)
+    _warn_of_part(context)
     amiss = say_amiss(session, lost)
     _say_where(context, session)
     _stop_at_wrong_use(lost)
@@ -169,6 +170,17 @@ def _report(session: Session, *, always: bool = False) -> None:
     stamp_file.write_text(stamp, encoding="utf-8")
 
 
+CUTS = {"methods": "", "models": "", "seeds": ""}
+"""Parameters that cut a suite down, as they are where they do not."""
+
+
+def _warn_of_part(context: typer.Context) -> None:
+    """A suite has one report: one of a part of it takes the place of that of the whole."""
+    if cut := [f"--{name} {context.params[name]}" for name in CUTS if context.params[name]]:
+        whole = command_line(context, "report", **CUTS)
+        warn(f"the report is of a part of the suite ({' '.join(cut)}), in place of the whole; for that: {whole}")
+
+
 @app.command()
 def sweep(
     suite: SuiteOption = "quick",
@@ -191,7 +203,6 @@ def sweep(
 
     place: dict[str, Any] = {"engine": engine, "weights": weights and weights.resolve(), "allow_bad_images": bad_images}
     whole = open_session(suite, out, data, methods, models, seeds, overrides, **place)
-    check_writable(out)
     if not any(entry.name == "float" for entry in whole.suite.methods):
         raise SuiteError("a sweep measures from the float control at the same compute; add float to the methods")
     sessions = {
@@ -200,6 +211,7 @@ def sweep(
         )
         for share, epochs in shares_of(shares, whole.suite.compute.epochs).items()
     }
+    check_writable(out)
     for warning in whole.plan.warnings:
         warn(warning)
     amiss, all_lost = False, dict[str, Outcome]()
@@ -333,6 +345,7 @@ def report(
     check_writable(out)
     _fetch_records(session, storage)
     _report(session, always=True)
+    _warn_of_part(context)
     _say_where(context, session)
 
 
@@ -461,13 +474,16 @@ def merge(
     suite: SuiteOption = "quick",
     out: OutOption = DEFAULT_OUT,
     data: DataOption = None,
+    methods: MethodsOption = "",
+    models: ModelsOption = "",
+    seeds: SeedsOption = "",
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
 ) -> None:
     """Join records that others made of a suite into an output folder, and report."""
     from benchmarks.merging import merge as join
     from benchmarks.record import differences
 
-    session = open_session(suite, out, data, overrides=overrides, needs_data=False)
+    session = open_session(suite, out, data, methods, models, seeds, overrides, needs_data=False)
     check_writable(out)
     merged = join(sources, session.suite.suite, session.workspace.records, session.trials)
     for conflict in merged.conflicts:
@@ -480,6 +496,7 @@ def merge(
         f"{len(session.missing())} of {len(session.plan.trials)} trials are missing"
     )
     _report(session)
+    _warn_of_part(context)
     _say_where(context, session)
 
 
@@ -584,7 +601,7 @@ def check(
 
 
 USER_ERRORS = (SuiteError, DataError, RecordError, EngineError, StorageError, UnknownMethodError, BrokenPluginError)
-UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+UsageError: Any = typer.BadParameter.__bases__[0]
 """click's: an unknown option or command, a value that is no number. Newer versions of typer carry click inside."""
 
 
@@ -602,7 +619,8 @@ def main(arguments: Sequence[str]) -> int:
         errors.print(f"error: {error}", markup=False)
         return WRONG_USE
     except UsageError as error:
-        errors.print(f"error: {error}; --help lists commands and options", markup=False)
+        what = error.format_message().rstrip(".")
+        errors.print(f"error: {what}; --help lists commands and options", markup=False)
         return WRONG_USE
     except OSError as error:
         errors.print(f"error: {error}; free space or mend it and run the same command again, it goes on", markup=False)

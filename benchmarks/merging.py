@@ -132,8 +132,8 @@ def _check_trials(found: Found, suite: str, trials: Mapping[str, Trial]) -> None
     nearest = min((_differing(record, trial) for trial in trials.values()), key=len, default=[])
     raise SuiteError(
         f"{source}: {len(strange)} of {len(found)} records are of no trial of {suite}, such as {record.id}: the "
-        f"nearest trial differs in {', '.join(nearest)}; name the suite that they are of, give merge the --set that "
-        "they were run with, or move them away"
+        f"nearest trial differs in {', '.join(nearest)}; name the suite that they are of, give merge the --set, "
+        "--seeds, --methods and --models that they were run with, or move them away"
     )
 
 

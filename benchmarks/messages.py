@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
 
@@ -16,6 +17,10 @@ class SuiteError(ValueError):
 
 _ELSEWHERE = {"epochs": "epochs of fine-tuning are compute.epochs, of float training pretraining.epochs"}
 """Where keys are that are often looked for in another place."""
+
+
+NAME = r"^[a-z0-9][a-z0-9._-]*$"
+"""What a suite's name looks like: it names a folder."""
 
 
 def unknown(what: str, name: str, known: Sequence[str]) -> str:
@@ -36,8 +41,38 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> str:
     if first["type"] == "literal_error":
         known = [part.strip(" '") for part in re.split(r",| or ", first["ctx"]["expected"])]
         return f"{where}: {unknown('value', str(first['input']), known)}"
-    message = str(first["msg"]).removeprefix("Value error, ")
+    message = _in_our_words(first, model)
     return f"{where}: {message}" if where else message
+
+
+def _in_our_words(error: Any, model: type[BaseModel]) -> str:
+    """Pydantic's message; what it says of Python's types and of patterns, as one writes a suite."""
+    given = error["input"]
+    match error["type"]:
+        case "tuple_type" | "list_type":
+            return f"got {given!r}; write a list, such as {f'[{given}]' if given else '[0, 1]'}"
+        case "too_short":
+            return "the list is empty; write what shall be in it"
+        case "model_type" | "model_attributes_type":
+            return f"got {given!r}; write values by key, of {', '.join(model.model_fields)}"
+        case "dict_type":
+            return f"got {given!r}; write values by key, such as {{name: value}}"
+        case "string_pattern_mismatch" if error["ctx"]["pattern"] == NAME:
+            return f"got {given!r}; write small letters, digits, dots, dashes and underscores, as in a folder's name"
+        case "missing":
+            return "is missing"
+    message = str(error["msg"])
+    if error["type"] == "value_error" or not isinstance(given, str | int | float):
+        return message.removeprefix("Value error, ")
+    return f"{message}, got {given!r}"
+
+
+def explain_yaml(error: yaml.YAMLError) -> str:
+    """What is wrong with a text, and in which line of it, in one line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return " ".join(str(error).split())
 
 
 def _walk(kind: Any, location: Sequence[int | str]) -> tuple[list[str], Any]:

@@ -84,9 +84,13 @@ def settled(entry: MethodEntry, quantizer: QuantizerSpec, recipe: Recipe) -> tup
 
 def override(data: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key of nested mappings, in place. Raises SuiteError where a key on the way holds none."""
+    whole = ""
     *parents, last = key.split(".")
     for parent in parents:
         data = data.setdefault(parent, {})
+        whole = f"{whole}.{parent}".strip(".")
+        if isinstance(data, list):
+            raise SuiteError(f"{key}: {parent!r} is a list, which is set as a whole: --set '{whole}=[...]'")
         if not isinstance(data, dict):
             raise SuiteError(f"{key}: {parent!r} holds no keys")
     data[last] = value

@@ -13,7 +13,7 @@ import yaml
 from benchmarks.data.folders import find_folder, fit_classes
 from benchmarks.data.listing import check_manifest
 from benchmarks.jobs import Job, jobs_of
-from benchmarks.messages import SuiteError
+from benchmarks.messages import SuiteError, explain_yaml
 from benchmarks.planning import Plan, Trial, plan
 from benchmarks.suite import Suite, load_suite, require_fit, select
 from benchmarks.workspace import Workspace
@@ -83,7 +83,8 @@ def open_session(
     Whether published weights fit is looked at here, once it is known how many classes the folder has.
     """
     chosen = load_suite(suite, dict(assignment(text) for text in overrides))
-    chosen = select(chosen, methods=_names(methods), models=_names(models), seeds=_seeds(seeds))
+    rows, networks = _parts("--methods", methods), _parts("--models", models)
+    chosen = select(chosen, methods=rows, models=networks, seeds=_seeds(seeds))
     folder = find_folder(chosen.data.dataset, data) if needs_data or data else None
     chosen = chosen.model_copy(update={"data": fit_classes(chosen.data, folder)})
     resources = chosen.resources
@@ -117,18 +118,22 @@ def assignment(text: str) -> tuple[str, Any]:
     try:
         return key, yaml.safe_load(value)
     except (yaml.YAMLError, RecursionError) as error:
-        raise SuiteError(f"--set {text!r}: {error}") from None
+        raise SuiteError(f"--set {text!r}: {explain_yaml(error)}") from None
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+def _parts(option: str, text: str) -> list[str]:
+    """What an option names, each once. Raises SuiteError for a comma with nothing before or behind it."""
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if "" in parts:
+        raise SuiteError(f"{option} {text!r}: nothing stands between two commas, or beside one; leave that comma out")
+    return list(dict.fromkeys(parts))
 
 
 def _seeds(text: str) -> list[int]:
-    try:
-        return [int(name) for name in _names(text)]
-    except ValueError:
-        raise SuiteError(f"--seeds {text!r}: write whole numbers separated by commas, such as 0,1,2") from None
+    seeds = _parts("--seeds", text)
+    if not all(seed.isdecimal() for seed in seeds):
+        raise SuiteError(f"--seeds {text!r}: write whole numbers from 0 on, separated by commas, such as 0,1,2")
+    return list(dict.fromkeys(map(int, seeds)))
 
 
 def shares_of(text: str, epochs: float) -> dict[float, float]:
@@ -138,11 +143,13 @@ def shares_of(text: str, epochs: float) -> dict[float, float]:
     {0.5: 4.5, 1.0: 9.0}
     """
     try:
-        shares = sorted({float(part) for part in _names(text)})
+        shares = sorted({float(part) for part in text.split(",")})
     except ValueError:
         shares = []
-    if not shares or not all(0 < share < float("inf") for share in shares):
-        raise SuiteError(f"--shares {text!r}: write numbers above 0 separated by commas, such as 0.25,0.5,1,2")
+    if len(shares) < 2 or not all(0 < share < float("inf") for share in shares):
+        raise SuiteError(
+            f"--shares {text!r}: write two or more different numbers above 0 separated by commas, such as 0.25,0.5,1,2"
+        )
     return {share: share * epochs for share in shares}
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from benchmarks.messages import SuiteError, explain, unknown
+from benchmarks.messages import NAME, SuiteError, explain, explain_yaml, unknown
 from benchmarks.plugins import MODELS, plugged
 from benchmarks.rows import MethodEntry, options_of, override, rows_of_grid, settled
 from benchmarks.spec import (
@@ -29,6 +30,7 @@ from benchmarks.spec import (
 from methods import known_methods, load_method
 
 SUITES = Path(__file__).parent / "suites"
+YAML = (".yaml", ".yml")
 
 
 class Resources(Config):
@@ -88,8 +90,26 @@ class ComputeGrant(Config):
 Ceiling = str | int | dict[ModelName, int]
 """`uniform:w4a4`, a number of BOPs, or a number per model."""
 
+UNIFORM = re.compile(r"uniform:w([1-8])a([1-8])")
 
-UNIFORM = re.compile(r"uniform:w(\d)a(\d)")
+
+def _whole_bops(given: Any) -> Any:
+    """A ceiling with its numbers whole; also what YAML reads as text, such as 5e6. Raises ValueError."""
+    if isinstance(given, dict):
+        return {name: _whole_bops(number) for name, number in given.items()}
+    value = given
+    if isinstance(given, str):
+        with suppress(ValueError):
+            value = float(given)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{given} is no number of BOPs")
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(_no_ceiling(given))
+    return round(value) if isinstance(value, float) else value
+
+
+def _no_ceiling(given: Any) -> str:
+    return f"ceiling {given!r}: write uniform:w4a4 (1 to 8 bits), a number of BOPs, or one per model"
 
 
 class Suite(Config):
@@ -100,7 +120,7 @@ class Suite(Config):
     has, from which this one was cut: a correction for their number counts them all the same.
     """
 
-    suite: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    suite: str = Field(pattern=NAME)
     description: str = ""
     data: AnyData
     models: tuple[ModelSpec, ...] = Field(min_length=1)
@@ -112,7 +132,7 @@ class Suite(Config):
     methods: tuple[MethodEntry, ...] = Field(min_length=1)
     pairs: tuple[tuple[str, str], ...] = ()
     cut_pairs: int = Field(0, ge=0)
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
     quantizer: QuantizerSpec = QuantizerSpec()
     recipe: Recipe
     compute: ComputeGrant
@@ -128,15 +148,8 @@ class Suite(Config):
 
     @field_validator("ceilings", mode="before")
     @classmethod
-    def _whole_bops(cls, ceilings: Any) -> Any:
-        def whole(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {name: whole(number) for name, number in value.items()}
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{value} is no number of BOPs")
-            return round(value) if isinstance(value, float) else value
-
-        return tuple(whole(value) for value in ceilings) if isinstance(ceilings, Sequence) else ceilings
+    def _numbers_whole(cls, ceilings: Any) -> Any:
+        return [_whole_bops(given) for given in ceilings] if isinstance(ceilings, list | tuple) else ceilings
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -172,7 +185,7 @@ class Suite(Config):
             raise ValueError("models: resnet101 is a teacher; name it under teacher")
         for ceiling in self.ceilings:
             if isinstance(ceiling, str) and not UNIFORM.fullmatch(ceiling):
-                raise ValueError(f"ceiling {ceiling!r}: write uniform:w4a4, a number of BOPs, or one per model")
+                raise ValueError(_no_ceiling(ceiling))
             if isinstance(ceiling, dict) and (missing := {m.name for m in self.models} - set(ceiling)):
                 raise ValueError(f"ceiling {ceiling} gives no BOPs for {', '.join(sorted(missing))}")
         return self
@@ -217,6 +230,20 @@ def ceiling_name(ceiling: Ceiling) -> str:
     return f"{ceiling / 1e9:g} GBOPs"
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping: of its values the last alone would count."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set[str]()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} is there already", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def suite_names() -> list[str]:
     return sorted(path.stem for path in SUITES.glob("*.yaml"))
 
@@ -226,14 +253,17 @@ def load_suite(name: str, overrides: Mapping[str, Any] | None = None) -> Suite:
 
     Raises SuiteError naming what is unknown, what is known and the nearest of it.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else SUITES / f"{name}.yaml"
+    path = Path(name) if name.endswith(YAML) else SUITES / f"{name}.yaml"
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         if path.parent == SUITES:
             raise SuiteError(unknown("suite", name, suite_names())) from None
-        raise SuiteError(f"no suite file {path}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        what = f"no suite file {path}" if name.endswith(YAML) else f"no suite {name}"
+        raise SuiteError(f"{what}; a suite is a name that `list` shows, or a file that ends in .yaml") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise SuiteError(f"cannot read the suite {path}: {explain_yaml(error)}") from None
+    except (OSError, UnicodeDecodeError) as error:
         raise SuiteError(f"cannot read the suite {path}: {error}") from None
     if not isinstance(data, dict):
         raise SuiteError(f"{path} is not a suite: expected keys such as {', '.join(list(Suite.model_fields)[:6])}")

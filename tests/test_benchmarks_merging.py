@@ -13,8 +13,10 @@ import pytest
 
 from benchmarks.merging import merge
 from benchmarks.messages import SuiteError
+from benchmarks.planning import plan
 from benchmarks.record import Record, RecordError, Records, differences
 from benchmarks.spec import digest
+from benchmarks.suite import load_suite, select
 from reports.build import build_report
 from reports.comparison import gather
 from reports.disputes import disputes_table
@@ -234,3 +236,14 @@ def test_merge_as_a_command(tmp_path):
     other = cli("merge", out / "tiny" / "records", "--suite", "smoke", "--out", tmp_path / "strange")
     assert (other.code, "6 of 6 records are of no trial of smoke" in other.err) == (2, True)
     assert not (tmp_path / "strange" / "smoke").exists()
+
+
+def test_records_of_a_suite_cut_down_are_merged_by_the_same_cut(tmp_path):
+    cut = select(load_suite("smoke"), methods=["float", "mac-greedy"], models=["mobilenet_v3_small"], seeds=[7])
+    folder = write_records(plan(cut), tmp_path / "theirs").folder
+    command = ["merge", folder, "--suite", "smoke", "--out", tmp_path / "ours"]
+    ran = cli(*command)
+    assert (ran.code, "--seeds, --methods and --models that they were run with" in ran.err) == (2, True)
+    ran = cli(*command, "--seeds", "7", "--methods", "float,mac-greedy", "--models", "mobilenet_v3_small")
+    assert ran.code == 0, ran.err
+    assert f"{len(plan(cut).trials)} records added" in ran.out

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from benchmarks.ledgers import FOLDER, ledger_for, ledger_path
 from benchmarks.messages import SuiteError
@@ -82,6 +83,12 @@ def test_uniform_costs_of_the_published_networks(name, gbops):
 def test_a_ceiling_per_model_must_name_every_model():
     with pytest.raises(SuiteError, match="no BOPs for resnet18"):
         tiny_suite(ceilings=[{"mobilenet_v2": 5}])
+
+
+@pytest.mark.parametrize("text", ["5e6", "5.0e6", "0.005e9"])
+def test_numbers_that_yaml_reads_as_text_are_ceilings_as_well(text):
+    for written, read in ((text, 5_000_000), (f"{{resnet18: {text}}}", {"resnet18": 5_000_000})):
+        assert tiny_suite({"ceilings": yaml.safe_load(f"[{written}]")}).ceilings == (read,)
 
 
 def test_a_share_for_nobody_is_refused():

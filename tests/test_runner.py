@@ -126,6 +126,13 @@ def refused(ran: Ran, *parts: str) -> None:
         (["--suite", "smoke", "--set", "suite.name=3"], ["'suite' holds no keys"]),
         (["--suite", "smoke", "--seeds", "0,x"], ["whole numbers"]),
         (["plan", "--suite", "smoke", "--methods", "given"], ["options of given: policy"]),
+        (["plan", "--suite", "smoke", "--seeds", "-1"], ["--seeds '-1'", "from 0 on"]),
+        (["plan", "--suite", "smoke", "--seeds", "1,,2"], ["--seeds '1,,2'", "comma"]),
+        (["plan", "--suite", "smoke", "--methods", ","], ["--methods ','", "comma"]),
+        (["sweep", "--suite", "smoke", "--shares", "1,1.0"], ["--shares '1,1.0'", "two or more different"]),
+        (["plan", "--suite", "folder/mine"], ["no suite folder/mine", "`list`", ".yaml"]),
+        (["plan", "--suite", "smoke", "--gap", "x"], ["'--gap'", "valid number", "--help"]),
+        (["trial", "--suite", "smoke"], ["TRIAL", "--help"]),
         (["--suit", "smoke"], ["--suit", "--help"]),
         (["lst"], ["lst", "--help"]),
         (["trial", "ffff", "--suite", "smoke"], ["ffff", "plan"]),
@@ -137,6 +144,30 @@ def test_wrong_use_is_one_message_with_the_known_and_the_nearest(arguments, part
     out = [] if arguments[0] == "lst" else ["--out", tmp_path / "out"]
     refused(cli(*arguments, *out), *parts)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "part"),
+    [
+        ("seeds=3", "seeds: got 3; write a list, such as [3]"),
+        ("seeds=0,1", "seeds: got '0,1'; write a list, such as [0,1]"),
+        ("seeds=[0,-1]", "seeds.1: Input should be greater than or equal to 0, got -1"),
+        ("ceilings={a: 1}", "ceilings: got {'a': 1}; write a list"),
+        ("ceilings=[]", "ceilings: the list is empty"),
+        ("ceilings=uniform:w4a4", "ceilings: got 'uniform:w4a4'; write a list, such as [uniform:w4a4]"),
+        ("ceilings=[uniform:w9a9]", "ceiling 'uniform:w9a9': write uniform:w4a4 (1 to 8 bits)"),
+        ("ceilings=[[1]]", "ceiling [1]: write uniform:w4a4"),
+        ("ceilings=[true]", "ceiling True: write uniform:w4a4"),
+        ("ceilings=['1e999']", "1e999 is no number of BOPs"),
+        ("recipe=3", "recipe: got 3; write values by key, of optimizer, batch_size"),
+        ("compute.search_share=[1]", "compute.search_share: got [1]; write values by key"),
+        ("suite=a b", "suite: got 'a b'; write small letters"),
+        ("models.0.width=0.2", "'models' is a list, which is set as a whole: --set 'models=[...]'"),
+        ("seeds=[", "--set 'seeds=[': line 1, column 2: expected the node content"),
+    ],
+)
+def test_a_wrong_setting_says_what_to_write_in_one_line(setting, part, tmp_path):
+    refused(cli("plan", "--suite", "smoke", "--out", tmp_path, "--set", setting), part)
 
 
 LR_GRID = {"recipe.optimizer.lr": [0.001, 0.003]}
@@ -185,9 +216,10 @@ def test_a_suite_file_that_is_no_suite_is_refused(tmp_path):
     path = tmp_path / "list.yaml"
     path.write_text("- a\n- b\n")
     refused(cli("plan", "--suite", path), "not a suite")
-    path.write_text("a: [")
-    ran = cli("plan", "--suite", path)
-    assert (ran.code, "list.yaml" in ran.err) == (2, True)
+    path.write_text("a: 1\nb: [")
+    refused(cli("plan", "--suite", path), "list.yaml: line 2, column 5: expected")
+    path.write_text("recipe: {batch_size: 1,\n  batch_size: 2}")
+    refused(cli("plan", "--suite", path), "list.yaml: line 2, column 3: the key 'batch_size' is there already")
 
 
 def given_suite(tmp_path: Path, layers: dict[str, Any]) -> Path:
@@ -389,6 +421,19 @@ def test_the_report_is_rebuilt_from_records_alone(tmp_path):
     page = (out / "tiny" / "report" / "index.html").read_text(encoding="utf-8")
     assert all(method in page for method in METHODS)
     assert str(out / "tiny" / "report" / "index.html") in ran.out
+
+
+def test_a_report_of_a_part_says_how_to_have_the_whole(tmp_path):
+    out = tmp_path / "a b"
+    write_records(plan(load_suite("smoke")), Workspace(out, "smoke").records.folder)
+    whole = ["report", "--suite", "smoke", "--out", out]
+    for command in (["report"], []):
+        ran = cli(*command, "--suite", "smoke", "--out", out, "--methods", "float", "--seeds", "0")
+        assert ran.code == 0
+        (said,) = [line for line in ran.err.splitlines() if "a part of the suite" in line]
+        assert "(--methods float --seeds 0)" in said
+        assert shlex.split(said.partition("; for that: python runner.py ")[2]) == list(map(str, whole))
+    assert "a part of the suite" not in cli(*whole).err
 
 
 def test_job_arrays_need_ids_and_trials_only(tmp_path):
