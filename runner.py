@@ -592,11 +592,14 @@ def check(
     def show(mark: str, question: str) -> None:
         console.print(f"{mark:9}  {question}", markup=False)
 
-    failed = examine(method, chosen, show, only=only)
-    for question, how in failed:
+    answers = examine(method, chosen, show, only=only)
+    for question, how in answers.failed:
         console.print(f"\nFAILED: {question}\n{how}", markup=False)
-    if failed:
+    if answers.failed:
         raise typer.Exit(FAILED)
+    if only:
+        console.print(f"{method} passes what was asked ({answers.asked} of {answers.questions})", markup=False)
+        return
     console.print(f"{method} passes; next: add it to a suite's methods", markup=False)
 
 

@@ -6,11 +6,13 @@ import contextlib
 import io
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+
+from benchmarks.messages import SuiteError
 
 EXAM = Path(__file__).parent.parent / "tests" / "test_every_method.py"
 
@@ -21,8 +23,16 @@ Show = Callable[[str, str], None]
 """Told each question as it is answered: `ok`, `FAILED` or `not asked`, and what it is."""
 
 
-def examine(method: str, options: Mapping[str, Any], show: Show, *, only: str = "") -> list[tuple[str, str]]:
-    """Each question that the method fails, with how it failed.
+class Answers(NamedTuple):
+    """failed: each question that was failed, with how. asked: how many of all `questions` were asked."""
+
+    failed: list[tuple[str, str]]
+    asked: int
+    questions: int
+
+
+def examine(method: str, options: Mapping[str, Any], show: Show, *, only: str = "") -> Answers:
+    """Put the exam's questions to a method. Raises SuiteError where no question is meant by `only`.
 
     options: those of the method's that it sits the exam under. only: pytest's expression of words in questions.
     """
@@ -39,20 +49,34 @@ def examine(method: str, options: Mapping[str, Any], show: Show, *, only: str = 
     unread = io.StringIO()
     with contextlib.redirect_stdout(unread), contextlib.redirect_stderr(unread):
         code = pytest.main(arguments, plugins=[sitting])
+    if only and code == pytest.ExitCode.USAGE_ERROR:
+        raise SuiteError(f"--only {only!r}: write words with `and`, `or` and `not`, such as `ceiling or gradients`")
+    if code == pytest.ExitCode.NO_TESTS_COLLECTED and sitting.left_out:
+        raise SuiteError(f"no question has the words {only!r}; questions: {'; '.join(sitting.left_out)}")
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         sitting.failed.append(("the exam could be held", unread.getvalue().strip()))
-    return sitting.failed
+    return Answers(sitting.failed, sitting.asked, sitting.selected + len(sitting.left_out))
 
 
 class _Sitting:
     """A plug-in of pytest that passes each answer on."""
 
     def __init__(self, show: Show) -> None:
-        self.show, self.failed = show, list[tuple[str, str]]()
+        self.show, self.failed, self.left_out = show, list[tuple[str, str]](), list[str]()
+        self.selected = self.asked = 0
+
+    @pytest.hookimpl
+    def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
+        self.left_out += [_question(item.nodeid) for item in items]
+
+    @pytest.hookimpl
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.selected = len(session.items)
 
     @pytest.hookimpl
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         question = _question(report.nodeid)
+        self.asked += report.when == "call"
         if report.failed:
             self.failed.append((question, str(report.longreprtext)))
             self.show("FAILED", question)

@@ -32,10 +32,13 @@ class MethodEntry(Config):
 
 def options_of(entry: MethodEntry) -> dict[str, Any]:
     """The method's options with defaults filled in, as JSON. Raises ValueError naming the unknown and the known."""
+    options = load_method(entry.name).Options
+    if entry.options and not options.model_fields:
+        raise ValueError(f"{entry.name} has no options, got {', '.join(entry.options)}")
     try:
-        return load_method(entry.name).Options.model_validate(entry.options).model_dump(mode="json")
+        return options.model_validate(entry.options).model_dump(mode="json")
     except ValidationError as error:
-        raise ValueError(f"options of {entry.name}: {explain(error, load_method(entry.name).Options)}") from None
+        raise ValueError(f"options of {entry.name}: {explain(error, options)}") from None
 
 
 def rows_of_grid(entry: dict[str, Any]) -> list[dict[str, Any]]:

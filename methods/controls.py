@@ -108,8 +108,10 @@ class Random(FixedChoice):
 
 
 class MacGreedy(FixedChoice):
-    """Bits by size alone: all layers at their dearest bits; while over the ceiling, the layer with the most BOPs goes
-    one choice down (ties: graph order); then layers go up again, the cheapest increment first, while it fits.
+    """Bits by size alone: the layers with the most BOPs go down from their dearest bits until the ceiling is met.
+
+    All layers start at their dearest bits; while over the ceiling, the layer with the most BOPs goes one choice down
+    (ties: graph order); then layers go up again, the cheapest increment first, while it fits.
 
     Layers tied to one input grid move together. It knows nothing of the weights or the data.
     """

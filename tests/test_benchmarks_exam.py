@@ -282,10 +282,10 @@ def test_the_split_that_leaks_is_found() -> None:
 
 def test_a_check_asks_every_question_and_says_what_failed() -> None:
     asked: list[tuple[str, str]] = []
-    assert examine("mac-greedy", {}, lambda *answer: asked.append(answer), only="class or phase") == []
+    assert examine("mac-greedy", {}, lambda *answer: asked.append(answer), only="class or phase").failed == []
     assert ("ok", "its class says what the harness asks") in asked
     assert ("ok", "what does not search has no phase") in asked
-    failed = examine("metamix", {"statistics_batches": 500}, lambda *answer: asked.append(answer), only="price")
+    failed = examine("metamix", {"statistics_batches": 500}, lambda *answer: asked.append(answer), only="price").failed
     assert [question for question, _ in failed] == ["measuring a price changes nothing"]
     assert "leave its share no selection" in failed[0][1]
     assert ("FAILED", "measuring a price changes nothing") in asked
@@ -293,7 +293,19 @@ def test_a_check_asks_every_question_and_says_what_failed() -> None:
 
 def test_an_unknown_method_or_option_is_wrong_use() -> None:
     assert cli("check", "metamx").code == 2
-    assert cli("check", "given", "--only", "class").code == 0  # the exam brings its policy
+    part = cli("check", "given", "--only", "class")  # the exam brings its policy
+    assert part.code == 0
+    said, asked = part.out.splitlines()[-1].split(" (")
+    assert said == "given passes what was asked"
+    assert asked.startswith("1 of ")
+    assert int(asked.removeprefix("1 of ").rstrip(")")) > 10
+    for only, why in (("zzz", "no question has the words 'zzz'; questions: "), ("(", "--only '(': write words with")):
+        unasked = cli("check", "given", "--only", only)
+        assert (unasked.code, unasked.out) == (2, "")
+        assert unasked.err.startswith(f"error: {why}")
+        assert len(unasked.err.splitlines()) == 1
     wrong = cli("check", "hawq", "--set", "tolerence=1")
     assert wrong.code == 2
     assert "tolerance" in wrong.err
+    none = cli("check", "uniform-lsq", "--set", "x=1")
+    assert (none.code, none.err) == (2, "error: uniform-lsq has no options, got x\n")

@@ -9,11 +9,14 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import methods
 from benchmarks import plugins
+from methods.quantization.policy import LayerBits
 from tests.harness import ROOT, cli, comparable, write_suite
 
 EXAMPLE = ROOT / "docs" / "plugin"
@@ -37,6 +40,14 @@ def run(outside: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_method_is_short() -> None:
     assert len((EXAMPLE / "example_method.py").read_text(encoding="utf-8").splitlines()) < 60
+
+
+def test_the_method_in_the_readme_is_whole() -> None:
+    _, _, code = (ROOT / "README.md").read_text(encoding="utf-8").partition("```python\n")
+    scope: dict[str, Any] = {}
+    exec(code.partition("```")[0], scope)
+    problem = SimpleNamespace(candidates={"layer": [LayerBits(4, 2), LayerBits(4, 8)]})
+    assert scope["Cheapest"](problem, None).result().policy["layer"] == LayerBits(4, 2)
 
 
 def test_it_is_listed_and_passes_the_exam(outside: Path) -> None:

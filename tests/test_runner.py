@@ -98,7 +98,7 @@ def test_list_names_every_suite_and_method():
     assert {"smoke", "quick", "digits-full", "imagenet-full"} <= set(listed["suites"])
     assert {*METHODS, "given"} <= set(listed["methods"])
     assert all(listed["suites"].values())
-    assert all(listed["methods"].values())
+    assert all(described.endswith(".") for described in listed["methods"].values())
 
 
 def refused(ran: Ran, *parts: str) -> None:
