@@ -170,6 +170,11 @@ def _report(session: Session, *, always: bool = False) -> None:
     stamp_file.write_text(stamp, encoding="utf-8")
 
 
+def _warn_of_none(session: Session) -> None:
+    if len(session.missing()) == len(session.plan.trials):
+        warn(f"no trial of {session.suite.suite} has a record in {session.workspace.records.folder}; is --out right?")
+
+
 CUTS = {"methods": "", "models": "", "seeds": ""}
 """Parameters that cut a suite down, as they are where they do not."""
 
@@ -345,6 +350,7 @@ def report(
     check_writable(out)
     _fetch_records(session, storage)
     _report(session, always=True)
+    _warn_of_none(session)
     _warn_of_part(context)
     _say_where(context, session)
 
@@ -462,7 +468,10 @@ def verify(
     statuses = [*(check.status for check in checks), *(verdict.status for verdict in verdicts)]
     if set(statuses) & set(UNVERIFIED):
         raise typer.Exit(UNVERIFIED_CLAIM)
-    if "reproduced" not in statuses:
+    if not statuses:
+        name = session.suite.suite
+        console.print(f"there is no reference for {name} as it is set here; name one: --reference OUT/{name}/records")
+    elif "reproduced" not in statuses:
         console.print("there is nothing yet that could be held against anything")
         say_next(context)
 
@@ -521,9 +530,12 @@ def mlflow_sync(
             tracker.finished(trial, record)
             synced.append(record)
     tracker.close(sorted(session.workspace.report.glob("*.*")))
+    if tracker.unsupported:
+        raise SuiteError(failures[0])
     if failures:
         errors.print(f"error: {failures[0]}; the view is not whole: run the same command again", markup=False)
         raise typer.Exit(FAILED)
+    _warn_of_none(session)
     console.print(f"{len(synced)} records mirrored to {tracker.uri}", markup=False)
     console.print(f"next: mlflow ui --backend-store-uri {tracker.uri}", markup=False)
 

@@ -40,8 +40,10 @@ class Tracker:
     """The one writer of a suite's runs, in a thread of its own, so that a slow server never holds up a trial.
 
     Runs are found again by their trial's id, and metrics are never logged twice. failed: told what went wrong, once,
-    at the first failure, after which nothing more is sent.
+    at the first failure, after which nothing more is sent. unsupported: whether MLflow takes no such URI at all.
     """
+
+    unsupported = False
 
     def __init__(self, suite: Suite, out: Path, uri: str, failed: Callable[[str], None]) -> None:
         self.suite, self.out, self.uri, self.failed = suite, out, uri, failed
@@ -80,7 +82,14 @@ class Tracker:
                 action()
             except Exception as error:  # noqa: BLE001 (a server may fail in any way; no trial may be lost for it)
                 self._broken = True
-                self.failed(f"MLflow at {self.uri} failed ({_cause(error)})")
+                self.failed(self._what_failed(error))
+
+    def _what_failed(self, error: Exception) -> str:
+        if type(error).__name__.startswith("Unsupported"):  # MLflow has one such class for each kind of store
+            self.unsupported = True
+            return f"MLflow takes no {self.uri}; give --tracking-uri as http://HOST:PORT or sqlite:///FILE"
+        advice = "; is a server up there, and --tracking-uri right?" if self.uri.startswith("http") else ""
+        return f"MLflow at {self.uri} failed ({_cause(error)}){advice}"
 
     def _end(self, artifacts: Sequence[Path]) -> None:
         for path in artifacts:
@@ -192,6 +201,6 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def _cause(error: BaseException) -> str:
     """What was first wrong, in a line: a database adds the whole of its statement."""
-    while error.__cause__:
-        error = error.__cause__
+    while inner := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = inner
     return (str(error).splitlines() or [repr(error)])[0]

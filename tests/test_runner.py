@@ -654,7 +654,26 @@ def test_syncing_to_an_unreachable_mlflow_server_is_an_error():
     ran = cli("mlflow-sync", "--suite", suite, "--out", out, "--tracking-uri", "http://127.0.0.1:1")
     assert (ran.code, ran.out) == (1, "")
     assert len(ran.err.splitlines()) == 1
-    assert ran.err.startswith("error: MLflow at http://127.0.0.1:1 failed")
+    assert ran.err.startswith(
+        "error: MLflow at http://127.0.0.1:1 failed ([Errno 111] Connection refused); is a server up"
+    )
+    assert "--tracking-uri" in ran.err
+    refused(cli("mlflow-sync", "--suite", suite, "--out", out, "--tracking-uri", "foo://x"), "no foo://x", "sqlite:///")
+
+
+def test_views_of_no_record_say_so(tmp_path):
+    for command in ("report", "mlflow-sync"):
+        ran = cli(command, "--suite", "smoke", "--out", tmp_path)
+        (said,) = ran.err.splitlines()
+        assert said.startswith(f"warning: no trial of smoke has a record in {tmp_path / 'smoke' / 'records'};")
+
+
+def test_a_suite_without_a_reference_says_how_to_name_one(tmp_path):
+    ran = cli("verify", "--suite", "smoke", "--out", tmp_path)
+    assert ran.code == 0
+    assert ran.out.splitlines()[-1].endswith(
+        "no reference for smoke as it is set here; name one: --reference OUT/smoke/records"
+    )
 
 
 def test_doctor_names_what_is_amiss(tmp_path, monkeypatch):
