@@ -15,6 +15,7 @@ from reports import document, page, tables
 from reports.across import row_scores
 from reports.agreement import agreement_rows
 from reports.comparison import Comparison, RecordSource, gather
+from reports.fronts import any_curves
 from reports.ledgers import cell_rows, layer_rows, trial_rows
 from reports.page import DPI
 from reports.phases import phase_rows
@@ -34,14 +35,19 @@ class Report:
         return self.paths[-1]
 
 
+MAY_LACK = ("agreement.csv", "attainment.pdf", "attainment.png")
+"""Files that a report may have nothing for."""
+
+
 def build_report(plan: Plan, records: RecordSource, out: Path) -> Report:
     """Write the report of a plan into `out`, each file whole or not at all; missing trials are shown as missing.
 
     Files: suite.yaml (the suite as resolved), table.csv (a row per trial), summary.csv (a row per cell), layers.csv (a
-    row per layer of a trial), account.csv (a row per phase of a trial), agreement.csv (a row per layer of a cell),
-    references.bib, table.tex, figures (pareto, profile, attainment, curves, bits, each .pdf and .png), report.md,
-    index.html. The same plan and records give the same bytes. Raises ComparisonError where records of several protocols
-    or data sets would stand in one table.
+    row per layer of a trial), account.csv (a row per phase of a trial), agreement.csv (a row per layer of a cell with
+    several policies), references.bib, table.tex, figures (pareto, profile, attainment, curves, bits, each .pdf and
+    .png), report.md, index.html. Those of MAY_LACK are written only with something in them, else removed. The same plan
+    and records give the same bytes. Raises ComparisonError where records of several protocols or data sets would stand
+    in one table.
     """
     comparison = gather(plan, records)
     paths = []
@@ -49,6 +55,8 @@ def build_report(plan: Plan, records: RecordSource, out: Path) -> Report:
         path = out / name
         write_atomic(path, lambda file, content=content: file.write(content))  # type: ignore[misc]
         paths.append(path)
+    for name in {*MAY_LACK} - {path.name for path in paths}:  # those of an earlier report
+        (out / name).unlink(missing_ok=True)
     return Report(tuple(paths), comparison.warnings)
 
 
@@ -58,6 +66,8 @@ def _files(comparison: Comparison, summaries: tuple[Summary, ...]) -> Iterator[t
     sheets = {"table": trial_rows(comparison), "summary": cell_rows(summaries), "layers": layer_rows(comparison)}
     sheets |= {"account": phase_rows(comparison), "agreement": agreement_rows(comparison)}
     for name, rows in sheets.items():
+        if not rows and f"{name}.csv" in MAY_LACK:
+            continue
         yield f"{name}.csv", tables.write_csv(list(rows[0]) if rows else [], rows).encode()
     yield "references.bib", bibliography(comparison.plan.suite).encode()
     free = f" {page.FREE_SEARCH}" if comparison.plan.suite.compute.protocol == "free-search" else ""
@@ -81,7 +91,7 @@ def _pictures(comparison: Comparison, summaries: tuple[Summary, ...]) -> tuple[d
     figures = {
         "pareto": pareto_figure(comparison, summaries),
         "profile": profile_figure(comparison, row_scores(comparison)),
-        "attainment": attainment_figure(comparison),
+        **({"attainment": attainment_figure(comparison)} if any_curves(comparison) else {}),
         "curves": curves_figure(comparison),
         "bits": bits_figure(comparison),
     }

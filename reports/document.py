@@ -147,4 +147,12 @@ def _environment(comparison: Comparison) -> list[str]:
 def _reproduce(comparison: Comparison) -> list[str]:
     commits = commits_of(outcome.record for outcome in comparison.outcomes if outcome.record)
     checkout = [f"git checkout {commits[0]}"] if len(commits) == 1 else []
-    return ["## How to reproduce\n", "```", *checkout, "python runner.py --suite suite.yaml", "```\n"]
+    words = "In the checkout, with the folder of this file for `PATH/TO/REPORT`; `suite.yaml` lies beside it.\n"
+    return [
+        "## How to reproduce\n",
+        "```",
+        *checkout,
+        "python runner.py --suite PATH/TO/REPORT/suite.yaml",
+        "```\n",
+        words,
+    ]

@@ -57,6 +57,10 @@ def curves(comparison: Comparison, model: str) -> list[Curve]:
     return found
 
 
+def any_curves(comparison: Comparison) -> bool:
+    return any(curves(comparison, model) for model in comparison.models)
+
+
 def _points(cell: Cell) -> dict[int, Point]:
     """Seed -> its point, the mean of its draws; a run that failed stands at its ceiling with accuracy 0."""
     drawn: dict[int, list[Point]] = {}

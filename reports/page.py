@@ -67,7 +67,7 @@ LONGEST_REPORT = 4000
 
 
 def render(comparison: Comparison, summaries: Sequence[Summary], pictures: Mapping[str, bytes], caption: str) -> str:
-    """The page. pictures: SHOWN by file name; `caption` explains the bars of `pareto.png`."""
+    """The page. pictures: SHOWN by file name, as far as drawn; `caption` explains the bars of `pareto.png`."""
     folder = Path(__file__).parent
     environment = Environment(
         loader=FileSystemLoader(folder),
@@ -83,7 +83,7 @@ def render(comparison: Comparison, summaries: Sequence[Summary], pictures: Mappi
         css=(folder / "page.css").read_text(encoding="utf-8"),
         script=script,
         script_hash=f"sha256-{base64.b64encode(sha256(script.encode()).digest()).decode()}",
-        pictures={name: _embedded(pictures[name]) for name in SHOWN},
+        pictures={name: _embedded(pictures[name]) for name in SHOWN if name in pictures},
         caption=caption,
     )
 

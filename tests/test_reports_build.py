@@ -93,14 +93,15 @@ def build(tmp_path, methods, change=None, leave_out=lambda trial: False, **suite
 
 def test_every_file_is_written_and_the_page_fetches_nothing(tmp_path):
     plan, report = build(tmp_path, ["float", "uniform-lsq", "hawq"], models=("mobilenet_v2", "resnet18"), seeds=(0, 1))
-    assert [path.name for path in report.paths] == FILES
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(FILES)
+    files = [name for name in FILES if "attainment" not in name]  # one ceiling: nothing is attained along BOPs
+    assert [path.name for path in report.paths] == files
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(files)
     page = Page(report.page.read_text(encoding="utf-8"))
     fetched = [value for name, value in page.attributes if name == "src"]
     beside = {value for name, value in page.attributes if name == "href" and not value.startswith("#")}
-    shown = {name for name in FILES if name.endswith(".png") and name.removesuffix(".png") + ".pdf" in FILES}
-    assert beside == set(FILES) - shown - {"index.html"}  # figures on the page are linked as PDF
-    assert len(fetched) == 3  # one ceiling: nothing is attained along BOPs
+    shown = {name for name in files if name.endswith(".png") and name.removesuffix(".png") + ".pdf" in files}
+    assert beside == set(files) - shown - {"index.html"}  # figures on the page are linked as PDF
+    assert len(fetched) == 3
     assert all(value.startswith("data:image/png;base64,") for value in fetched)
     assert "link" not in page.tags
     assert page.tags.count("script") == 1
@@ -109,6 +110,28 @@ def test_every_file_is_written_and_the_page_fetches_nothing(tmp_path):
     )
     assert len(read_csv(tmp_path / "out" / "table.csv")) == len(plan.trials)
     assert len(read_csv(tmp_path / "out" / "summary.csv")) == 6
+
+
+def test_files_with_nothing_in_them_are_neither_written_nor_linked_nor_left_behind(tmp_path):
+    ceilings = ("uniform:w4a3", "uniform:w4a4")
+    _, report = build(tmp_path / "a", ["float", "uniform-lsq", "hawq"], seeds=(0, 1), ceilings=ceilings)
+    assert [path.name for path in report.paths] == FILES
+    plan = make_plan(make_suite(["float", "uniform-lsq"]))
+    again = build_report(plan, write_records(plan, tmp_path / "records"), report.page.parent)
+    left = [name for name in FILES if not name.startswith(("attainment", "agreement"))]
+    assert sorted(path.name for path in report.page.parent.iterdir()) == sorted(left)
+    for path in (again.page, again.page.with_name("report.md")):
+        text = path.read_text(encoding="utf-8")
+        assert "attainment.p" not in text
+        assert 'href="agreement' not in text
+
+
+def test_how_to_reproduce_names_a_suite_s_file_that_is_there_from_the_checkout(tmp_path):
+    _, report = build(tmp_path, ["float", "uniform-lsq"])
+    for name in ("index.html", "report.md"):
+        text = report.page.with_name(name).read_text(encoding="utf-8")
+        assert "python runner.py --suite PATH/TO/REPORT/suite.yaml" in text
+        assert "In the checkout, with the folder of this" in text
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path):
