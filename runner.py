@@ -46,7 +46,10 @@ EngineOption = Annotated[str, typer.Option("--engine", help="ray, or local (this
 AddressOption = Annotated[str | None, typer.Option("--address", help="Join the Ray cluster at this address.")]
 TrackingOption = Annotated[str | None, typer.Option("--tracking-uri", help="MLflow server to log to.")]
 WeightsOption = Annotated[
-    Path | None, typer.Option("--weights", help="Folder of torchvision's weights files; else they are downloaded.")
+    Path | None,
+    typer.Option(
+        "--weights", exists=True, file_okay=False, help="Folder of torchvision's weights files; else downloaded."
+    ),
 ]
 BadImagesOption = Annotated[
     int, typer.Option("--allow-bad-images", min=0, help="Leave out so many images that cannot be read.")
@@ -557,7 +560,12 @@ def prepare(
     folder = ready.run(data, archives, cache, to)
     if ready.amiss:
         raise typer.Exit(FAILED)
-    say_next(context, data=folder, overrides=overrides if cache is None else [*overrides, f"data.short_side={cache}"])
+    say_next(
+        context,
+        "doctor",
+        data=folder,
+        overrides=overrides if cache is None else [*overrides, f"data.short_side={cache}"],
+    )
 
 
 @app.command()

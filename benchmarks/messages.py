@@ -67,7 +67,7 @@ def _in_our_words(error: Any, model: type[BaseModel]) -> str:
     return f"{message}, got {given!r}"
 
 
-def explain_yaml(error: yaml.YAMLError) -> str:
+def explain_yaml(error: Exception) -> str:
     """What is wrong with a text, and in which line of it, in one line."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark

@@ -156,6 +156,11 @@ def test_names_need_not_be_utf_8(tree):
     assert load_dataset(FOLDER, shutil.move(tree, tree.with_name("moved")), allow_bad_images=1).digest == data.digest
 
 
+def test_what_is_prepared_is_seen_by_the_doctor_next(tree):
+    following = prepare(tree, "--set", "weights=none").splitlines()[-1]
+    assert following == f"next: python runner.py doctor --suite imagenet-full --data {tree} --set weights=none"
+
+
 def test_bad_images_are_allowed_only_where_somebody_has_looked(tree):
     with pytest.raises(DataError, match="has not been looked through"):
         load_dataset(FOLDER, tree, allow_bad_images=1)

@@ -133,6 +133,8 @@ def refused(ran: Ran, *parts: str) -> None:
         (["plan", "--suite", "folder/mine"], ["no suite folder/mine", "`list`", ".yaml"]),
         (["plan", "--suite", "smoke", "--gap", "x"], ["'--gap'", "valid number", "--help"]),
         (["trial", "--suite", "smoke"], ["TRIAL", "--help"]),
+        (["plan", "--suite", "smoke", "--data", "/nope"], ["no data folder /nope", "--data"]),
+        (["plan", "--suite", "smoke", "--weights", "/nope"], ["'--weights'", "'/nope' does not exist"]),
         (["--suit", "smoke"], ["--suit", "--help"]),
         (["lst"], ["lst", "--help"]),
         (["trial", "ffff", "--suite", "smoke"], ["ffff", "plan"]),

@@ -37,13 +37,14 @@ def find_folder(dataset: str, given: Path | None) -> Path | None:
     A plug-in's dataset may do without. Generated images are kept in the first of these that is named, whether or not
     it is there yet. Raises DataError naming the places that were looked at.
     """
-    if dataset in _WITHOUT_FILES:
-        return None
     if dataset in _GENERATED:
         return given or default_folder(dataset)
+    if given is not None and not given.is_dir():
+        advice = "leave out --data" if dataset in _WITHOUT_FILES else "name another with --data"
+        raise DataError(f"no data folder {given}; {_ADVICE.get(dataset, advice)}")
+    if dataset in _WITHOUT_FILES:
+        return None
     if given is not None:
-        if not given.is_dir():
-            raise DataError(f"no data folder {given}; {_ADVICE.get(dataset, 'name another with --data')}")
         return given
     root = os.environ.get(DATA_VARIABLE)
     places = ([Path(root) / dataset] if root else []) + [Path("data") / dataset]
