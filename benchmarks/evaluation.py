@@ -31,7 +31,8 @@ class Score(NamedTuple):
 def recalibrate_bn(model: nn.Module, train: Split, device: torch.device, loaders: int = 0) -> int:
     """Set batch-norm statistics to their cumulative average over the first un-augmented images of train.
 
-    These are min(train, 4096), cut to whole batches of 200 where there are more than that. Only batch norm runs in train mode; dropout stays off. Returns the number of images.
+    These are min(train, 4096), cut to whole batches of 200 where there are more than that. Only batch norm runs in
+    train mode; dropout stays off. Returns the number of images.
     """
     layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [layer.momentum for layer in layers]
