@@ -138,27 +138,34 @@ def run(spec: TrialSpec, workspace: Workspace, ranks: Ranks = ALONE) -> Generato
                 return  # the first failed alike, and said so
             raise RanksDifferError(f"rank {ranks.rank}: {error}") from error
         result, failure = _failed(trial, error), traceback.format_exc()
-    observed = {
-        "seconds": {**trial.seconds, "total": time.monotonic() - begun},
+    observed = _observed(trial, time.monotonic() - begun, started)
+    if result["status"] == "failed":
+        observed["traceback"] = failure
+    record = Record(spec.id, spec.model_dump(mode="json"), result, observed)
+    workspace.records.put(record)
+    discard_checkpoint(workspace.checkpoint(spec.id))
+
+
+def _observed(trial: _Trial, seconds: float, started: datetime) -> dict[str, Any]:
+    """What differs from run to run, time, memory and machine, and digests of what the trial was given."""
+    place, start, teacher = trial.workspace, trial.start, trial.setting.teacher
+    return {
+        "seconds": {**trial.seconds, "total": seconds},
         "phase_seconds": trial.phase_seconds,
-        **_peaks(device),
-        "environment": describe(workspace.threads, workspace.device, compiled=workspace.compile),
-        "data_digest": data.digest,
+        **_peaks(trial.setting.device),
+        "environment": describe(place.threads, place.device, compiled=place.compile),
+        "data_digest": trial.setting.data.digest,
         "weights_digest": start.digest,
         **({} if teacher is None else {"teacher_digest": network_digest(teacher.state_dict())}),
         "start_seconds": start.seconds,
         "start_images": start.images,
         "start_macs": start.macs,
         "restarts": trial.restarts,
-        "engine": workspace.engine,
-        "ranks": ranks.count,
+        "engine": place.engine,
+        "ranks": trial.ranks.count,
         "started": started.isoformat(timespec="seconds"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        **({"traceback": failure} if result["status"] == "failed" else {}),
     }
-    record = Record(spec.id, spec.model_dump(mode="json"), result, observed)
-    workspace.records.put(record)
-    discard_checkpoint(workspace.checkpoint(spec.id))
 
 
 def _peaks(device: torch.device) -> dict[str, int]:

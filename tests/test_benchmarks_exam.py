@@ -236,8 +236,8 @@ PLANTED = {
 
 @pytest.mark.parametrize("planted", PLANTED, ids=lambda kind: kind.__name__)
 def test_a_planted_fault_fails_its_question(planted, monkeypatch) -> None:
-    monkeypatch.setitem(METHODS, "planted", f"{__name__}:{planted.__name__}")
-    monkeypatch.setattr("methods.import_module", lambda _name: sys.modules[__name__])
+    monkeypatch.setitem(sys.modules, "planted_methods", sys.modules[__name__])
+    monkeypatch.setitem(METHODS, "planted", f"planted_methods:{planted.__name__}")
     known_methods.cache_clear()
     question = questions()[PLANTED[planted]]
     try:
