@@ -296,7 +296,7 @@ def train_together(config: dict[str, Any]) -> None:
 
 
 def _lost_by(error: Exception) -> Outcome:
-    """What the ranks died of: wrong use is said in its own words, and so of the others what one of them knows best."""
+    """How a job ended whose ranks failed: by wrong use if one of them says so, in its words."""
     failures = [*getattr(error, "worker_failures", {}).values()]
     misused = [failure for failure in failures if isinstance(failure, SuiteError)]
     return Outcome("lost", str(misused[0]), wrong_use=True) if misused else Outcome("lost", str(error))
