@@ -46,7 +46,7 @@ class Finding(NamedTuple):
 def examine(
     suite: Suite, data: Path | None, out: Path, weights: Path | None = None, allow_bad_images: int = 0
 ) -> Iterator[Finding]:
-    """What a suite needs, looked at in five seconds, what takes longest last; nothing is written or fetched."""
+    """What a suite needs, looked at in a few seconds, what takes longest last; nothing is written or fetched."""
     # A process of its own for the data: a manifest of a million files takes a second while torch is imported here.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent) as aside:
         data_findings = aside.submit(_listed, partial(_data, suite, data, allow_bad_images))
