@@ -59,9 +59,6 @@ class Differentiable:
         self.noise = problem.stream("search/gumbel")
         self.theta = WidthLogits(problem, weight_bits=None, spread=0.0, generator=generator)
         select_pinned(problem, weights=True)
-        for layer in self.theta.layers.values():
-            if layer.weight_quantizer not in self.theta.logits:
-                layer.weight_quantizer.select(layer.weight_quantizer.widths[0])
         self.weight_optimizer = problem.weight_optimizer(problem.model.parameters())
         self.theta_optimizer = torch.optim.Adam(self.theta.parameters(), lr=options.reach)
         self.taken, self.total = 0, 0

@@ -17,7 +17,7 @@ from methods.quantization.quantizer import Quantizer
 
 
 class WidthLogits:
-    """One vector of logits per quantizer that has several candidate widths, in ascending order of width.
+    """One vector of logits per quantizer, one for each of its candidate widths in ascending order.
 
     Tied layers share their input quantizer, hence its logits. weights: whether weights are mixed too; otherwise
     only activations are. All sums of BOPs are in float64 and relative to the ceiling.
@@ -41,14 +41,14 @@ class WidthLogits:
     def mix(self, *, hard: bool = False) -> None:
         """Set every quantizer with logits to their mixture; the others stay as they are."""
         for quantizer in self.logits:
-            quantizer.mix(self.probabilities(quantizer, hard=hard))
+            _use(quantizer, self.probabilities(quantizer, hard=hard))
 
     def sample(self, noise: torch.Generator, temperature: float) -> None:
         """As `mix`, by softmax((logits + g) / temperature), g Gumbel noise (Jang et al., arXiv 1611.01144)."""
         for quantizer, logits in self.logits.items():
             uniform = torch.rand(logits.shape, generator=noise, dtype=torch.float64).clamp_min(torch.finfo().tiny)
             gumbel = -(-uniform.log()).log()
-            quantizer.mix(((logits + gumbel.to(logits.device, logits.dtype)) / temperature).softmax(0))
+            _use(quantizer, ((logits + gumbel.to(logits.device, logits.dtype)) / temperature).softmax(0))
 
     def probabilities(self, quantizer: Quantizer, *, hard: bool) -> Tensor:
         """softmax(logits), shape (widths,); `hard`: the one-hot of its maximum with the softmax's gradient."""
@@ -143,6 +143,14 @@ class WidthLogits:
     def load_state_dict(self, state: list[Tensor]) -> None:
         for logits, saved in zip(self.logits.values(), state, strict=True):
             logits.copy_(saved)
+
+
+def _use(quantizer: Quantizer, probabilities: Tensor) -> None:
+    """The mixture of several widths; a single one is selected, which gives the same to the bit for less work."""
+    if len(quantizer.widths) > 1:
+        quantizer.mix(probabilities)
+    else:
+        quantizer.select(quantizer.widths[0])
 
 
 def _margin(logits: Tensor) -> float:

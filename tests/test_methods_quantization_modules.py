@@ -172,6 +172,20 @@ def test_a_mixture_passes_gradients_to_probabilities_and_every_step() -> None:
     assert all(gradient is not None and gradient.abs().min() > 0 for gradient in gradients)
 
 
+@given(st.sampled_from(["unsigned", "signed", "shifted"]), st.sampled_from([1, 4]), seeds())
+def test_a_mixture_of_one_width_is_that_width_to_the_bit_gradients_too(kind: Any, channels: int, seed: int) -> None:
+    x, upstream = randn((channels, 3, 5, 5), seed), randn((channels, 3, 5, 5), seed + 1)
+    seen = []
+    for mixed in (True, False):
+        quantizer, leaf = StepQuantizer(kind, [4], channels=channels), x.clone().requires_grad_()
+        quantizer.initialise(torch.tensor(0.8))
+        quantizer.mix(torch.zeros(1).softmax(0)) if mixed else quantizer.select(4)
+        out = quantizer(leaf)
+        out.backward(upstream)
+        seen.append((out, leaf.grad, quantizer.step_of(4).grad))
+    assert all(torch.equal(one, other) for one, other in zip(*seen, strict=True))
+
+
 def test_select_mix_and_off_replace_one_another() -> None:
     quantizer, x = ready(), randn((4,), 0)
     quantizer.mix(torch.ones(3) / 3)
