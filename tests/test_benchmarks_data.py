@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -292,10 +293,19 @@ def test_a_class_without_images_or_of_another_split_is_refused(tree):
         load_dataset(FOLDER, tree)
 
 
-def test_an_unreadable_image_is_named_when_it_is_needed(tree):
-    (tree / "val" / "class0" / "0.jpeg").write_bytes(b"\xff\xd8 half")
+@pytest.mark.parametrize(
+    ("harm", "why"),
+    [
+        (lambda path: path.write_bytes(b"\xff\xd8 half"), "it is no image of a known kind"),
+        (lambda path: (path.unlink(), path.symlink_to("nowhere")), "it is no file, or a link to none"),
+        (lambda path: (path.unlink(), os.mkfifo(path)), "it is no file, or a link to none"),
+    ],
+    ids=["half", "link", "pipe"],
+)
+def test_an_unreadable_image_is_named_when_it_is_needed(tree, harm, why):
+    harm(tree / "val" / "class0" / "0.jpeg")
     data = load_dataset(FOLDER, tree)
-    with pytest.raises(DataError, match=r"0\.jpeg"):
+    with pytest.raises(DataError, match=rf"0\.jpeg: {why}; replace or remove it"):
         data.test.load(np.arange(2), None)
 
 

@@ -20,10 +20,17 @@ class UnreadableError(Exception):
 def decoded(path: Path) -> Image.Image:
     """The image in RGB: grey, palette, CMYK and transparent ones are converted. Raises UnreadableError."""
     try:
+        require_file(path)
         with Image.open(path) as file:
             return file.convert("RGB")
     except _BROKEN as error:
         raise UnreadableError(_reason(error)) from error
+
+
+def require_file(path: Path) -> None:
+    """Raises UnreadableError for what is no plain file: to read a pipe would take for ever."""
+    if not path.is_file():
+        raise UnreadableError("it is no file, or a link to none")
 
 
 def check(content: bytes) -> None:

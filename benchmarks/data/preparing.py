@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 
-from benchmarks.data.decoding import UnreadableError, check, decoded
+from benchmarks.data.decoding import UnreadableError, check, decoded, require_file
 from benchmarks.data.folders import DataError
 from benchmarks.data.listing import COPIES, PARTS, Listing, scan, write_manifest
 from benchmarks.files import write_text_atomic
@@ -71,9 +71,9 @@ def look_through(
 
 
 def _look(folder: Path, path: str) -> _Look:
-    if not (folder / path).is_file():  # to read a pipe would take for ever
-        return _Look("", "it is no file, or a link to none")
+    digest = ""
     try:
+        require_file(folder / path)
         content = (folder / path).read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         check(content)
