@@ -24,11 +24,12 @@ from benchmarks.evaluation import RECALIBRATION_IMAGES, evaluate
 from benchmarks.messages import SuiteError
 from benchmarks.models import build_model
 from benchmarks.planning import Plan, Trial, candidates_of
+from benchmarks.problem import Problem, Trainee
 from benchmarks.ranks import ALONE, Ranks
 from benchmarks.setting import Setting
 from benchmarks.spec import StartSpec, TrialSpec, digest
 from benchmarks.suite import Resources
-from benchmarks.training import Problem, Trainee, WeightTraining
+from benchmarks.training import WeightTraining
 from benchmarks.trial import KEPT_PARAMETERS
 from benchmarks.workspace import Workspace
 from methods import load_method

@@ -28,9 +28,10 @@ from benchmarks.data import Dataset
 from benchmarks.data.stream import stream_seed
 from benchmarks.evaluation import evaluate, recalibrate_bn
 from benchmarks.models import build_model, published_weights
+from benchmarks.problem import Problem
 from benchmarks.ranks import ALONE, Ranks
 from benchmarks.spec import StartSpec
-from benchmarks.training import Loop, Problem, Progress, WeightTraining
+from benchmarks.training import Loop, Progress, WeightTraining
 from benchmarks.workspace import Workspace
 
 _TEST_ACCURACY, _SECONDS, _IMAGES, _MACS = "_test_accuracy", "_seconds", "_images", "_macs"

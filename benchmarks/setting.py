@@ -12,9 +12,10 @@ from benchmarks.data import Dataset
 from benchmarks.data.stream import stream_seed
 from benchmarks.ledgers import ledger_for
 from benchmarks.models import build_model
+from benchmarks.problem import Problem
 from benchmarks.ranks import ALONE, Ranks
 from benchmarks.spec import TrialSpec
-from benchmarks.training import Problem, WeightTraining
+from benchmarks.training import WeightTraining
 from methods.quantization.convert import QuantizerOptions, convert
 from methods.quantization.cost import Ledger, uniform_bits, with_pins
 from methods.quantization.modules import initialise_activation_steps, initialise_weight_steps, quantization_off

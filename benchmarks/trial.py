@@ -37,12 +37,13 @@ from benchmarks.faults import machine_s_fault
 from benchmarks.judging import CeilingExceededError, best_of, check_policy, judge, validate
 from benchmarks.planning import candidates_of
 from benchmarks.pretraining import Start, float_start, teacher_network
+from benchmarks.problem import Problem
 from benchmarks.ranks import ALONE, Ranks, RanksDifferError
 from benchmarks.record import Record, Status
 from benchmarks.result import cost_of, layer_rows
 from benchmarks.setting import Setting
 from benchmarks.spec import TrialSpec, canonical_json, full_digest
-from benchmarks.training import Loop, Problem, Progress, WeightTraining
+from benchmarks.training import Loop, Progress, WeightTraining
 from benchmarks.workspace import Workspace
 from methods import load_method
 from methods.contract import InapplicableError, Method, Searched

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from benchmarks.compute import Account, ForwardMeter
 from benchmarks.planning import candidates_of
+from benchmarks.problem import Problem
 from benchmarks.spec import OptimizerSpec, Recipe, Space
-from benchmarks.training import Loop, Problem, WeightTraining
+from benchmarks.training import Loop, WeightTraining
 from methods import load_method
 from methods.contract import Method, Searched
 from methods.quantization.convert import QuantizerOptions, convert, ledger_of, replace_activations

@@ -12,8 +12,9 @@ from benchmarks.compute import measure_macs
 from benchmarks.jobs import jobs_of
 from benchmarks.ledgers import ledger_for
 from benchmarks.planning import plan
+from benchmarks.problem import Problem
 from benchmarks.record import Records
-from benchmarks.training import Problem, WeightTraining
+from benchmarks.training import WeightTraining
 from methods.contract import MicroBatch
 from methods.quantization.convert import replace_activations
 from methods.quantization.cost import uniform_bits, with_pins

@@ -6,9 +6,9 @@ import pytest
 
 from benchmarks import estimate as estimating
 from benchmarks.estimate import Compiling, Estimate, compiling, estimate
+from benchmarks.problem import Problem
 from benchmarks.ranks import Ranks
 from benchmarks.session import open_session
-from benchmarks.training import Problem
 from tests.harness import TINY, cli, write_suite
 
 STEPS = 1437 * 0.6 // 8

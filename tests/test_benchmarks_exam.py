@@ -17,8 +17,8 @@ from benchmarks.data import Subset
 from benchmarks.data.opening import load_dataset
 from benchmarks.exam import examine
 from benchmarks.planning import candidates_of, plan
+from benchmarks.problem import Problem
 from benchmarks.spec import DataSpec
-from benchmarks.training import Problem
 from benchmarks.workspace import Workspace
 from methods import METHODS, known_methods
 from methods.contract import Batch, FixedChoice, Phase, Searched

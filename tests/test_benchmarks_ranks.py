@@ -24,10 +24,11 @@ from benchmarks.engines.worker import execute
 from benchmarks.jobs import Job, Outcome, jobs_of
 from benchmarks.messages import SuiteError
 from benchmarks.planning import plan
+from benchmarks.problem import Problem
 from benchmarks.ranks import ALONE, Ranks, RanksDifferError, joined
 from benchmarks.record import Records
 from benchmarks.spec import DataSpec, OptimizerSpec, Recipe
-from benchmarks.training import Problem, WeightTraining
+from benchmarks.training import WeightTraining
 from benchmarks.workspace import Workspace
 from methods.quantization.cost import with_pins
 from tests.harness import ROOT, Silent, comparable, start, tiny_suite

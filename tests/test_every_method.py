@@ -31,9 +31,10 @@ import benchmarks.trial
 from benchmarks.data import Dataset
 from benchmarks.data.opening import load_dataset
 from benchmarks.planning import Plan, plan
+from benchmarks.problem import Problem
 from benchmarks.spec import Space, canonical_json
 from benchmarks.suite import load_suite
-from benchmarks.training import Problem, WeightTraining
+from benchmarks.training import WeightTraining
 from benchmarks.workspace import Workspace
 from methods import METHODS, load_method
 from methods.contract import InapplicableError, Method, MethodOptions, Searched

@@ -28,8 +28,8 @@ from benchmarks.compute import Account
 from benchmarks.perf.rounds import Ratio, interleaved, ratio
 from benchmarks.perf.step import MODELS, PRECISIONS, Contender, autocast, batch_of, warm_up
 from benchmarks.planning import candidates_of
+from benchmarks.problem import Problem
 from benchmarks.spec import OptimizerSpec, Recipe, Space
-from benchmarks.training import Problem
 from methods.contract import MicroBatch
 from methods.metamix import SELECTION, MetaMix, MetaMixOptions
 from methods.quantization.convert import QuantizerOptions, convert, ledger_of, replace_activations
