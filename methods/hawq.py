@@ -26,32 +26,33 @@ class HawqOptions(MethodOptions):
 
     activation_traces: whether activations are weighed by their Hessian, as HAWQ-v2; off, only weights count.
     assignment: `ilp`, any policy; `trace-ordered`, only policies whose widths fall with the mean trace, as HAWQ
-    (arXiv 1905.03696) and many public codes have it. probes: `joint`, one probe and one Hessian-vector product for all
-    blocks, whose cross terms add variance; `separate`, one product per block, without them and many times dearer.
+    (arXiv 1905.03696) and many public codes have it. probes: `by-kind`, one Hessian-vector product for all weights and
+    one for all inputs, whose cross terms add variance; `separate`, one per block, without them and many times dearer.
     tolerance: stop when every trace's standard error is below it, relative to the trace or the median trace.
     """
 
     error: Literal["sum", "mean"] = "sum"
     activation_traces: bool = True
     assignment: Literal["ilp", "trace-ordered"] = "ilp"
-    probes: Literal["joint", "separate"] = "joint"
+    probes: Literal["by-kind", "separate"] = "by-kind"
     tolerance: float = Field(0.05, gt=0)
 
 
 class Hawq:
     """Omega_l(b) = Tr(H_l)/n_l * ||Q_b(W_l) - W_l||^2, plus the same for inputs; least summed Omega under the ceiling.
 
-    Traces are Hutchinson's, of the float network's hard cross-entropy in eval mode, un-augmented, one fresh probe per
-    batch for all layers at once: at least 10 samples, at most what the share pays. Q_b takes the step of least squared
-    error. For inputs: mean over images of v_i' H_i v_i / n times mean over images of ||Q_b(a_i) - a_i||^2;
-    a_i varies for the layers that its quantizer serves, not for a skip connection beside them.
+    Traces are Hutchinson's, of the float network's hard cross-entropy in eval mode, un-augmented, fresh probes for each
+    batch: at least 10 samples, at most what the share pays. Weights that all have one width are not probed, nor inputs
+    that do: their terms order no policies. Q_b takes the step of least squared error. For inputs: mean over images of
+    v_i' H_i v_i / n times mean over images of ||Q_b(a_i) - a_i||^2; a_i varies for the layers that its quantizer
+    serves, not for a skip connection beside them.
     Negative traces count as 0 and are reported. Fine-tuning starts from the float weights.
     Deviation: Q_b takes the step of least squared error; the papers quantize between the smallest and largest value.
     Deviation: probing stops by standard errors, not where two consecutive means are close, which stops by luck.
-    Deviation: one probe for all blocks at once (`probes: separate` for one per block, as in the papers).
+    Deviation: one product for all weights, one for all inputs (`probes: separate` for one per block, as in the papers).
     """
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     searches: ClassVar[bool] = True
     chooses: ClassVar[bool] = True
     quantizes: ClassVar[bool] = True
@@ -69,29 +70,39 @@ class Hawq:
         for layer in problem.ledger:
             if not layer.pinned:
                 self.sharing.setdefault(layer.tie or layer.name, []).append(layer.name)
-        self.weight_traces = {name: TraceEstimate() for name in self.layers}
-        self.input_traces = {names[0]: TraceEstimate() for names in self.sharing.values()}
+        weighed = self._weighed()
+        self.weight_traces = {name: TraceEstimate() for name in self.layers if "weight" in weighed}
+        self.input_traces = {names[0]: TraceEstimate() for names in self.sharing.values() if "activation" in weighed}
         self.input_steps: dict[str, dict[int, Any]] = {}
         self.input_errors: dict[str, dict[int, float]] = {}
         self.features: dict[str, int] = {}
         self.images = 0
         self.probe = problem.stream("search/probe")
 
+    def _weighed(self) -> set[str]:
+        """Which of `weight` and `activation` have several widths somewhere, and are to count."""
+        counted = {"weight", "activation"} if self.options.activation_traces else {"weight"}
+        every = self.problem.candidates.values()
+        weighed = {kind for kind in counted for choices in every if len({getattr(bits, kind) for bits in choices}) > 1}
+        if not weighed:
+            raise InapplicableError(
+                f"the space has one width of what it weighs ({', '.join(sorted(counted))}): nothing to choose by"
+            )
+        return weighed
+
     def phase(self) -> Phase | None:
         from methods.sensitivity import converged
 
-        kinds = [[*self.weight_traces.values()]]
-        if self.options.activation_traces:
-            kinds.append([*self.input_traces.values()])
+        kinds = [[*traces.values()] for traces in (self.weight_traces, self.input_traces) if traces]
         sampled = all(len(trace.samples) >= MIN_SAMPLES for traces in kinds for trace in traces)
         return None if sampled and all(converged(traces, self.options.tolerance) for traces in kinds) else HESSIAN
 
     def step(self, batch: Batch, phase: Phase) -> Mapping[str, float]:
         from methods.sensitivity import hessian_samples
 
-        weights = {name: layer.weight for name, layer in self.layers.items()}
-        sharing = self.sharing.values() if self.options.activation_traces else ()
-        readers = {names[0]: [self.layers[name] for name in names] for names in sharing}
+        weights = {name: self.layers[name].weight for name in self.weight_traces}
+        sharing = {names[0]: names for names in self.sharing.values()}
+        readers = {source: [self.layers[name] for name in sharing[source]] for source in self.input_traces}
         totals_w, totals_a = dict.fromkeys(weights, 0.0), dict.fromkeys(readers, 0.0)
         errors: dict[tuple[str, int], float] = {}
         for micro in batch:
@@ -115,7 +126,8 @@ class Hawq:
             self.input_traces[name].samples.append(sample)
         for (name, bits), error in self._averaged(errors).items():
             self.input_errors[name][bits] += error
-        return {"mean_weight_trace": sum(totals_w.values()) / len(totals_w)}
+        totals = [*totals_w.values(), *totals_a.values()]
+        return {"mean_trace": sum(totals) / len(totals)}
 
     def _averaged(self, numbers: Mapping[K, float]) -> dict[K, float]:
         """Each number's mean over the processes of the trial, which all have as many images."""
@@ -146,17 +158,16 @@ class Hawq:
         reader = {name: names[0] for names in self.sharing.values() for name in names}
         sharers = {name: len(names) for names in self.sharing.values() for name in names}
         weight_traces = self.assigned("weight", {name: trace.clamped for name, trace in self.weight_traces.items()})
-        input_traces = self.assigned(
-            "input", {name: trace.clamped for name, trace in self.input_traces.items() if trace.samples}
-        )
+        input_traces = self.assigned("input", {name: trace.clamped for name, trace in self.input_traces.items()})
 
         def omega(name: str, bits: LayerBits) -> float:
-            weight = weight_traces[name] * weight_errors[name][bits.weight]
-            if not self.options.activation_traces:
-                return weight
-            source = reader[name]  # a shared input's term is split between the layers that share it
-            error = self.input_errors[source][bits.activation] / self.images / self._size(source, of_input=True)
-            return weight + input_traces[source] * error / sharers[name]
+            total, source = 0.0, reader[name]
+            if name in weight_traces:
+                total += weight_traces[name] * weight_errors[name][bits.weight]
+            if source in input_traces:  # a shared input's term is split between the layers that share it
+                error = self.input_errors[source][bits.activation] / self.images / self._size(source, of_input=True)
+                total += input_traces[source] * error / sharers[name]
+            return total
 
         if self.options.assignment == "ilp":
             policy = best_policy(problem.ledger, problem.candidates, problem.ceiling, omega)
@@ -172,20 +183,20 @@ class Hawq:
 
     def _ordering(self, weight_traces: Mapping[str, float], input_traces: Mapping[str, float]) -> dict[str, float]:
         """The mean trace that ranks each layer, of what has a choice of widths: the inputs, or the weights."""
-        choices = [bits for candidates in self.problem.candidates.values() for bits in candidates]
-        if len({bits.activation for bits in choices}) == 1 or not self.options.activation_traces:
+        if weight_traces and input_traces:
+            raise InapplicableError(
+                "trace-ordered assignment ranks layers once, but this space frees weights and activations"
+            )
+        if weight_traces:
             return dict(weight_traces)
-        if len({bits.weight for bits in choices}) == 1:
-            return {name: input_traces[names[0]] for names in self.sharing.values() for name in names}
-        raise InapplicableError(
-            "trace-ordered assignment ranks layers once, but this space frees weights and activations"
-        )
+        return {name: input_traces[names[0]] for names in self.sharing.values() for name in names}
 
     def _weight_errors(self) -> dict[str, dict[int, float]]:
         from methods.sensitivity import least_squares_step, squared_error
 
         errors: dict[str, dict[int, float]] = {}
-        for name, layer in self.layers.items():
+        for name in self.weight_traces:
+            layer = self.layers[name]
             weight, errors[name] = layer.weight.detach(), {}
             for bits, grid in layer.weight_quantizer.grids.items():
                 step = least_squares_step(weight, grid, per_channel=True)
@@ -201,18 +212,18 @@ class Hawq:
 
     def _report(self) -> dict[str, Any]:
         def rows(traces: Mapping[str, Any]) -> dict[str, Any]:
-            return {n: {"mean": t.mean, "standard_error": t.standard_error} for n, t in traces.items() if t.samples}
+            return {n: {"mean": t.mean, "standard_error": t.standard_error} for n, t in traces.items()}
 
         return {
             "variant": self.options.model_dump(mode="json"),
-            "samples": len(next(iter(self.weight_traces.values())).samples),
+            "samples": len(next(iter({**self.weight_traces, **self.input_traces}.values())).samples),
             "weight_traces": rows(self.weight_traces),
             "input_traces": rows(self.input_traces),
             "negative_traces": [
                 f"{kind} of {name}"
                 for kind, traces in (("weight", self.weight_traces), ("input", self.input_traces))
                 for name, trace in traces.items()
-                if trace.samples and trace.mean < 0
+                if trace.mean < 0
             ],
         }
 

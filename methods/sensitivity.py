@@ -66,23 +66,29 @@ def hessian_samples(
     *,
     separate: bool = False,
 ) -> tuple[dict[str, float], dict[str, float], dict[str, Tensor]]:
-    """One Hutchinson sample of every trace at once, from one shared-probe Hessian-vector product (Rademacher probe).
+    """One Hutchinson sample of every trace: a Hessian-vector product for all weights and one for all inputs.
 
-    inputs_of: name -> the layers that read one tensor through one quantizer; weights: name -> parameter of `model`.
-    Returns v'Hv/n per weight, the same per input (mean over images of the per-image Hessian's, n features of one
-    image), and the inputs themselves. An input varies for those layers alone, as under their quantizer, not for a skip
-    connection beside them. H is that of the hard cross-entropy in the model's current mode. Cross terms between blocks
-    have mean 0 and only add variance; `separate` takes one product per block instead, free of them. Gradients of
-    parameters are left alone.
+    inputs_of: name -> the layers that read one tensor through one quantizer; weights: name -> parameter of `model`;
+    of what is empty no product is taken. Returns v'Hv/n per weight, the same per input (mean over images of the
+    per-image Hessian's, n features of one image), and the inputs themselves; v is a Rademacher probe. An input varies
+    for those layers alone, as under their quantizer, not for a skip connection beside them. H is that of the hard
+    cross-entropy in the model's current mode. Cross terms between the blocks of a product have mean 0 and only add
+    variance. Those of weights with inputs would be most of it, since a weight moves every image alike; `separate` takes
+    one product per block, free of them all. Gradients of parameters are left alone.
     """
-    if not separate:
-        return _product(model, inputs_of, batch, weights, probe)
+    products: list[tuple[Mapping[str, Sequence[nn.Module]], Mapping[str, Tensor]]]
+    if separate:
+        products = [({}, {name: weight}) for name, weight in weights.items()]
+        products += [({name: readers}, {}) for name, readers in inputs_of.items()]
+    else:
+        products = [({}, weights)] if weights else []
+        products += [(inputs_of, {})] if inputs_of else []
     of_weights, of_inputs, inputs = dict[str, float](), dict[str, float](), dict[str, Tensor]()
-    for name, weight in weights.items():
-        of_weights |= _product(model, {}, batch, {name: weight}, probe)[0]
-    for name, readers in inputs_of.items():
-        _, sample, taken = _product(model, {name: readers}, batch, {}, probe)
-        of_inputs, inputs = of_inputs | sample, inputs | taken
+    for readers_of, moving in products:
+        weight_samples, input_samples, taken = _product(model, readers_of, batch, moving, probe)
+        of_weights |= weight_samples
+        of_inputs |= input_samples
+        inputs |= taken
     return of_weights, of_inputs, inputs
 
 
@@ -93,7 +99,7 @@ def _product(
     weights: Mapping[str, Tensor],
     probe: torch.Generator,
 ) -> tuple[dict[str, float], dict[str, float], dict[str, Tensor]]:
-    """`hessian_samples` from one probe for all: the loss's slope along v, forward, then that slope's gradient, Hv.
+    """`hessian_samples` from one product for all: the loss's slope along v, forward, then that slope's gradient, Hv.
 
     The reverse order, the gradient's gradient, takes torch several times as long for the same products.
     """
@@ -102,7 +108,7 @@ def _product(
     # Curvature is a difference of differences: float32, whatever precision the recipe trains in.
     with forward_ad.dual_level(), torch.autocast(batch.images.device.type, enabled=False):
         moving = {names[id(w)]: forward_ad.make_dual(w, directions[name]) for name, w in weights.items()}
-        with _AffineBatchNorm(), _moving_inputs(inputs_of, probe) as (inputs, input_directions):
+        with _CheaperDerivatives(), _moving_inputs(inputs_of, probe) as (inputs, input_directions):
             dual = torch.func.functional_call(model, moving, (batch.images,))
         logits, moved = (part.float() for part in forward_ad.unpack_dual(dual))
         # The mean cross-entropy's slope; torch's own forward derivative of it cannot be differentiated again.
@@ -170,23 +176,46 @@ class _Affine(torch.autograd.Function):
         return out
 
 
-class _AffineBatchNorm(TorchFunctionMode):
-    """Batch norm in eval mode as the affine map that it then is; torch's own derivatives take many times as long."""
+class _CheaperDerivatives(TorchFunctionMode):
+    """Forward derivatives that do not go through what stands still.
+
+    Batch norm in eval mode is the affine map that it then is; torch's own derivatives take many times as long. A
+    convolution by weights that do not move has one more convolution as its derivative; torch adds one by zeros.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is not F.batch_norm:
-            return func(*args, **kwargs)
-        given = signature(F.batch_norm).bind(*args, **kwargs)
-        given.apply_defaults()
-        x, mean, variance, weight, bias, training, _, eps = given.args
-        moving = any(forward_ad.unpack_dual(p).tangent is not None for p in (weight, bias) if p is not None)
-        if training or moving:
-            return func(*args, **kwargs)
-        scale = (variance + eps).rsqrt() if weight is None else weight * (variance + eps).rsqrt()
-        shift = -mean * scale if bias is None else bias - mean * scale
-        per_channel = (1, -1, *([1] * (x.dim() - 2)))
-        return _Affine.apply(x, scale.detach().reshape(per_channel), shift.detach().reshape(per_channel))
+        if func is F.batch_norm:
+            return _batch_norm(*args, **kwargs)
+        if func is F.conv2d:
+            return _conv2d(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _moves(x: Tensor | None) -> bool:
+    return x is not None and forward_ad.unpack_dual(x).tangent is not None
+
+
+def _batch_norm(*args: Any, **kwargs: Any) -> Tensor:
+    given = signature(F.batch_norm).bind(*args, **kwargs)
+    given.apply_defaults()
+    x, mean, variance, weight, bias, training, _, eps = given.args
+    if training or _moves(weight) or _moves(bias):
+        return F.batch_norm(*args, **kwargs)
+    scale = (variance + eps).rsqrt() if weight is None else weight * (variance + eps).rsqrt()
+    shift = -mean * scale if bias is None else bias - mean * scale
+    per_channel = (1, -1, *([1] * (x.dim() - 2)))
+    out: Tensor = _Affine.apply(x, scale.detach().reshape(per_channel), shift.detach().reshape(per_channel))
+    return out
+
+
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+    value, tangent = forward_ad.unpack_dual(x)
+    if tangent is None or _moves(weight) or _moves(bias):
+        return F.conv2d(x, weight, bias, *args, **kwargs)
+    moved = F.conv2d(tangent, weight, None, *args, **kwargs)
+    out: Tensor = forward_ad.make_dual(F.conv2d(value, weight, bias, *args, **kwargs), moved)
+    return out
 
 
 def _rademacher(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -32,7 +32,7 @@ from benchmarks.training import WeightTraining
 from benchmarks.workspace import Workspace
 from methods.quantization.cost import with_pins
 from tests.harness import ROOT, Silent, comparable, start, tiny_suite
-from tests.problems import MemorySplit, make_method, make_problem, run_search, search
+from tests.problems import JOINT, SPACE, MemorySplit, make_method, make_problem, run_search, search
 
 COUNTS = (1, 2, 4)
 SEARCHES: dict[str, dict[str, Any]] = {
@@ -58,7 +58,8 @@ micro-batch, or weighing it twice, changes gradients by tenths.
 def doubled(name: str, ranks: Ranks) -> Problem:
     """A problem in float64, so that what differs by more than rounding stands out."""
     share = 0.0 if name == "float" else 0.8
-    problem = make_problem(recipe=RECIPE, share=share, steps=60)
+    space = JOINT if name == "hawq" else SPACE  # so that it probes weights and inputs
+    problem = make_problem(space=space, recipe=RECIPE, share=share, steps=60)
     train = problem.train
     assert isinstance(train, MemorySplit)
     doubles = replace(train, images=train.images.double())

@@ -88,7 +88,7 @@ VARIANTS = [
     Examinee("metamix", {"branches": "highest", "statistics_batches": 1}),
     Examinee("differentiable", {"alternate": True}),
     Examinee("differentiable", {"relaxation": "gumbel"}),
-    Examinee("hawq", {"activation_traces": False, "error": "mean"}),
+    Examinee("hawq", {"error": "mean"}),
     Examinee("hawq", {"assignment": "trace-ordered", "probes": "separate"}),
 ]
 

@@ -34,7 +34,7 @@ def set_traces(method: Hawq, of_weights: dict[str, float], of_inputs: dict[str, 
 
 
 def test_it_takes_its_least_samples_and_stops_when_sure_or_broke(probed):
-    taken = len(next(iter(probed.weight_traces.values())).samples)
+    taken = len(next(iter(probed.input_traces.values())).samples)
     assert taken >= MIN_SAMPLES
     account = probed.problem.account
     broke = account.search_macs - account.spent_macs < probed.problem.price(HESSIAN)
@@ -116,13 +116,45 @@ def test_an_input_counts_once_however_many_layers_read_it_and_by_the_mean_image(
 
 
 def test_the_variant_is_named_in_the_report():
-    problem = make_problem()
+    problem = make_problem(space=JOINT)
     method = make_method("hawq", problem, {"error": "mean", "activation_traces": False})
     run_search(search(problem, method), 2)
     report = method.result().report
-    expected = {"error": "mean", "activation_traces": False, "assignment": "ilp", "probes": "joint", "tolerance": 0.05}
-    assert report["variant"] == expected
+    expected = {"error": "mean", "activation_traces": False, "assignment": "ilp", "tolerance": 0.05}
+    assert report["variant"] == {**expected, "probes": "by-kind"}
     assert report["input_traces"] == {}
+
+
+BOTH = {"weight", "activation"}
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "options", "expected"),
+    [
+        ((4,), (3, 8), {}, {"activation"}),
+        ((2, 4), (8,), {}, {"weight"}),
+        ((2, 4), (3, 8), {}, BOTH),
+        ((2, 4), (3, 8), {"activation_traces": False}, {"weight"}),
+    ],
+)
+def test_what_has_one_width_is_not_probed(weights, activations, options, expected):
+    problem = make_problem(space=Space(weights=weights, activations=activations))
+    method = make_method("hawq", problem, options)
+    assert isinstance(method, Hawq)
+    run_search(search(problem, method), 1)
+    traces = {"weight": method.weight_traces, "activation": method.input_traces}
+    assert {kind for kind, estimates in traces.items() if estimates} == expected
+    assert all(len(estimate.samples) == 1 for estimates in traces.values() for estimate in estimates.values())
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "options", "weighed"),
+    [((8,), (8,), {}, "activation, weight"), ((4,), (3, 8), {"activation_traces": False}, "weight")],
+)
+def test_it_is_refused_where_nothing_that_it_weighs_has_a_choice(weights, activations, options, weighed):
+    problem = make_problem(space=Space(weights=weights, activations=activations))
+    with pytest.raises(InapplicableError, match=rf"one width of what it weighs \({weighed}\)"):
+        make_method("hawq", problem, options)
 
 
 def ordered(policy: Policy, rank: dict[str, float], problem: Problem) -> bool:
@@ -223,13 +255,13 @@ def test_controls_of_the_sensitivity_probe_as_hawq_does_and_pay_as_much():
         method = make_method(name, problem)
         assert isinstance(method, Hawq)
         run_search(search(problem, method))
-        spent.append((problem.account.spent_macs, {n: t.samples for n, t in method.weight_traces.items()}))
+        spent.append((problem.account.spent_macs, {n: t.samples for n, t in method.input_traces.items()}))
     assert spent[0] == spent[1] == spent[2]
 
 
 def test_separate_probes_cost_a_product_for_each_block():
     prices = []
-    for probes in ("joint", "separate"):
+    for probes in ("by-kind", "separate"):
         problem = make_problem()
         make_method("hawq", problem, {"probes": probes})
         prices.append(problem.price(HESSIAN))

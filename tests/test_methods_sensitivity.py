@@ -103,7 +103,7 @@ def exact_input_trace(model: Small, batch: MicroBatch) -> float:
     return sum(traces) / len(traces)
 
 
-@pytest.mark.parametrize("separate", [False, True], ids=["joint", "separate"])
+@pytest.mark.parametrize("separate", [False, True], ids=["by kind", "separate"])
 def test_traces_are_unbiased_for_weights_and_inputs_at_once(small, batch, separate):
     weights = {"first": small.first.weight, "second": small.second.weight}
     found = estimates(small, {"second": [small.second]}, batch, weights, separate=separate)
@@ -122,8 +122,16 @@ def test_a_product_per_block_is_free_of_the_other_blocks(small, batch):
     alone = estimates(small, {}, batch, {"first": small.first.weight}, separate=True)
     # Probes are drawn block by block, so the first batch's first probe is the same in both.
     assert separate["w first"].samples[0] == alone["w first"].samples[0]
-    joint = estimates(small, {}, batch, weights)
-    assert separate["w first"].standard_error < 0.9 * joint["w first"].standard_error
+    together = estimates(small, {}, batch, weights)
+    assert separate["w first"].standard_error < 0.9 * together["w first"].standard_error
+
+
+def test_weights_and_inputs_have_products_of_their_own(small, batch):
+    weights, readers = {"first": small.first.weight, "second": small.second.weight}, {"second": [small.second]}
+    both = hessian_samples(small, readers, batch, weights, torch.Generator().manual_seed(0))
+    probe = torch.Generator().manual_seed(0)
+    assert hessian_samples(small, {}, batch, weights, probe)[0] == both[0]
+    assert hessian_samples(small, readers, batch, {}, probe)[1] == both[1]
 
 
 class Branching(nn.Module):
@@ -156,8 +164,10 @@ def test_one_product_is_exact_and_an_input_varies_for_its_readers_alone(batch):
     at = model.first.weight.detach(), torch.zeros(len(batch.images), 4)
     signs = torch.Generator().manual_seed(0)
     v = tuple(_rademacher(x, signs) for x in at)
-    _, products = torch.autograd.functional.hvp(loss, at, v)
-    of_weight, of_input = (float((p * d).sum()) for p, d in zip(products, v, strict=True))
+    still = tuple(torch.zeros_like(x) for x in at)
+    _, (product_w, _) = torch.autograd.functional.hvp(loss, at, (v[0], still[1]))
+    _, (_, product_a) = torch.autograd.functional.hvp(loss, at, (still[0], v[1]))
+    of_weight, of_input = float((product_w * v[0]).sum()), float((product_a * v[1]).sum())
     assert of_weights["first"] == pytest.approx(of_weight / v[0].numel(), rel=1e-4)
     assert of_inputs["inner"] == pytest.approx(of_input / 4, rel=1e-4)  # float32 sums of tens of terms
 
@@ -188,10 +198,13 @@ def test_on_the_networks_it_equals_the_gradient_s_gradient(name):
         for reader in layers:
             reader.register_forward_pre_hook(alias(key))
     loss = F.cross_entropy(model(batch.images), batch.labels)
-    variables = [*weights.values(), *(aliases[n] for n in inputs)]
-    gradients = torch.autograd.grad(loss, variables, create_graph=True)
-    slope = torch.stack([(g * d).sum() for g, d in zip(gradients, v.values(), strict=True)]).sum()
-    products = torch.autograd.grad(slope, variables)
+    kinds = {"w": [*weights.values()], "a": [aliases[n] for n in inputs]}
+    products: list[Tensor] = []
+    for kind, variables in kinds.items():
+        directions = [d for key, d in v.items() if key.startswith(kind)]
+        gradients = torch.autograd.grad(loss, variables, create_graph=True)
+        slope = torch.stack([(g * d).sum() for g, d in zip(gradients, directions, strict=True)]).sum()
+        products += torch.autograd.grad(slope, variables, retain_graph=True)
     for (key, d), product in zip(v.items(), products, strict=True):
         kind, _, layer = key.partition(" ")
         found, count = (found_w, d.numel()) if kind == "w" else (found_a, d[0].numel())
