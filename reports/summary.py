@@ -131,7 +131,7 @@ def _call(baseline: Cell | None, difference: Mean | None) -> Verdict:
 
 
 def _notes(cell: Cell) -> Iterator[str]:
-    """What the method says of itself, unused ceilings, stopped searches, averaged draws, trials that are not ok."""
+    """What the method says of itself, unused ceilings, stopped and unsure searches, draws, trials that are not ok."""
     yield from sorted({note for outcome in cell.ok if (note := outcome.search.get("note"))})
     unused = max((outcome.cost.get("unused_share", 0.0) for outcome in cell.ok), default=0.0)
     if unused > UNUSED_WORTH_SAYING:
@@ -140,6 +140,9 @@ def _notes(cell: Cell) -> Iterator[str]:
     if stopped := sum(outcome.search_stopped for outcome in cell.outcomes):
         where = f" in {stopped} of {len(cell.outcomes)} trials" if len(cell.outcomes) > 1 else ""
         yield f"search stopped: its share ran out{where}"
+    if traces := list(_traces(cell)):
+        lost = sum(abs(mean) < 2.0 * error for mean, error in traces) / len(traces)
+        yield f"{percent(lost, 0)} % of its traces are within two standard errors of 0"
     if len(cell.accuracies) > 1 and mean_interval(list(cell.accuracies.values())).degenerate:
         yield "all seeds equal: the interval has no width"
     if cell.draws > 1:
@@ -147,6 +150,14 @@ def _notes(cell: Cell) -> Iterator[str]:
     for state, number in sorted(cell.counts().items()):
         if state != "ok" and len(cell.outcomes) > 1:
             yield f"{number} {STATE_WORDS[state]}"
+
+
+def _traces(cell: Cell) -> Iterator[tuple[float, float]]:
+    """Mean and standard error of each Hessian trace that its trials weighed layers by (methods.hawq)."""
+    for outcome in cell.ok:
+        for kind in ("weight_traces", "input_traces"):
+            for trace in outcome.search.get(kind, {}).values():
+                yield trace["mean"], trace["standard_error"]
 
 
 def comparisons_called(summaries: tuple[Summary, ...]) -> int:

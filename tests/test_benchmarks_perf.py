@@ -44,7 +44,7 @@ def test_steps_are_set_against_the_same_run_s_float_steps(monkeypatch, capsys, p
 def test_searching_is_set_against_training(monkeypatch, capsys):
     rows = rows_of(search, monkeypatch, capsys, "--batch", "2")
     seconds = {row["work"]: row["seconds"] for row in rows}
-    assert len(seconds) == len(rows) == 4
+    assert len(seconds) == len(rows) == 5
     selection = next(row for row in rows if row["work"] == "MetaMix selection step")
     assert selection["base"] == "4 quantized steps"
     assert selection["ratio"] == pytest.approx(selection["seconds"] / (4 * seconds["quantized step"]))

@@ -1,10 +1,10 @@
 """What searching costs over training: `python -m benchmarks.perf.search`.
 
-Three ratios per network, measured side by side in one process, 4-bit weights, activations of 3, 4 or 8 bits:
+Ratios per network, measured side by side in one process, 4-bit weights, activations of 3, 4 or 8 bits:
 - a MetaMix selection step over (|B| + 1) quantized training steps, |B| the number of widths;
 - a forward through mixtures of all widths, weights and inputs, over one through a single width;
-- a Hessian probe with all weight and activation traces over a float training step, and over probing block by block
-  (`--separate`: as many products as there are weights and inputs, which takes minutes).
+- Hessian products for all weights' traces and for all inputs' over a float training step, and both over probing block
+  by block (`--separate`: as many products as there are weights and inputs, which takes minutes).
 """
 
 from __future__ import annotations
@@ -90,8 +90,7 @@ def measured(name: str, options: argparse.Namespace) -> Iterator[Row]:
     network = getattr(torchvision.models, name)(num_classes=1000)
     cast = partial(autocast, device, options.precision)
     works = {work: _as_trained(run, cast, device) for work, run in works_on(network, batch).items()}
-    once = {work: run for work, run in works.items() if work == _SEPARATE and options.separate}
-    works.pop(_SEPARATE)
+    once = {work: works.pop(work) for work in (_OF_BOTH, _SEPARATE)}
     for run in works.values():
         warm_up(run)
     seconds = interleaved(works, options.rounds)
@@ -104,13 +103,15 @@ def measured(name: str, options: argparse.Namespace) -> Iterator[Row]:
     yield row("quantized step", "float step", 1, "a float step")
     yield row("MetaMix selection step", "quantized step", branches, f"{branches} quantized steps")
     yield row("mixture forward", "forward at one width", 1, "a forward at one width")
-    yield row("Hessian probe, all traces", "float step", 1, "a float step")
-    if once:
-        seconds |= interleaved({**once, "Hessian probe, all traces": works["Hessian probe, all traces"]}, 1, 1)
-        yield row("Hessian probe, all traces", _SEPARATE, 1, "probing block by block")
+    yield row(_OF_WEIGHTS, "float step", 1, "a float step")
+    yield row(_OF_INPUTS, "float step", 1, "a float step")
+    if options.separate:
+        seconds |= interleaved(once, 1, 1)
+        yield row(_OF_BOTH, _SEPARATE, 1, "probing block by block")
 
 
-_SEPARATE = "Hessian probe, block by block"
+_OF_WEIGHTS, _OF_INPUTS, _OF_BOTH = (f"Hessian traces of {what}" for what in ("weights", "inputs", "both"))
+_SEPARATE = "Hessian traces, block by block"
 
 
 def _as_trained(
@@ -146,8 +147,10 @@ def works_on(network: nn.Module, batch: MicroBatch) -> dict[str, Callable[[], An
         if not row.pinned:
             readers.setdefault(row.tie or row.name, []).append(layers[row.name])
 
-    def hessian(*, separate: bool) -> Callable[[], Any]:
-        return lambda: hessian_samples(probed.model, readers, batch, weights, probe, separate=separate)
+    def hessian(
+        inputs_of: dict[str, list[nn.Module]], of_weights: dict[str, Tensor], *, separate: bool = False
+    ) -> Callable[[], Any]:
+        return lambda: hessian_samples(probed.model, inputs_of, batch, of_weights, probe, separate=separate)
 
     return {
         "float step": float_step,
@@ -155,8 +158,10 @@ def works_on(network: nn.Module, batch: MicroBatch) -> dict[str, Callable[[], An
         "MetaMix selection step": lambda: metamix.step([batch], SELECTION),
         "forward at one width": lambda: single.model(batch.images),
         "mixture forward": lambda: mixed.model(batch.images),
-        "Hessian probe, all traces": hessian(separate=False),
-        _SEPARATE: hessian(separate=True),
+        _OF_WEIGHTS: hessian({}, weights),
+        _OF_INPUTS: hessian(readers, {}),
+        _OF_BOTH: hessian(readers, weights),
+        _SEPARATE: hessian(readers, weights, separate=True),
     }
 
 
