@@ -140,9 +140,9 @@ def _notes(cell: Cell) -> Iterator[str]:
     if stopped := sum(outcome.search_stopped for outcome in cell.outcomes):
         where = f" in {stopped} of {len(cell.outcomes)} trials" if len(cell.outcomes) > 1 else ""
         yield f"search stopped: its share ran out{where}"
-    if traces := list(_traces(cell)):
-        lost = sum(abs(mean) < 2.0 * error for mean, error in traces) / len(traces)
-        yield f"{percent(lost, 0)} % of its traces are within two standard errors of 0"
+    traces = list(_traces(cell))
+    if lost := sum(abs(mean) < 2.0 * error for mean, error in traces):
+        yield f"{percent(lost / len(traces), 0)} % of its traces are within two standard errors of 0"
     if len(cell.accuracies) > 1 and mean_interval(list(cell.accuracies.values())).degenerate:
         yield "all seeds equal: the interval has no width"
     if cell.draws > 1:
