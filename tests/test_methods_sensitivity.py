@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from statistics import median, stdev
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from methods.quantization.grid import Grid
 from methods.sensitivity import (
     _STEP_SEARCH_VALUES,
     TraceEstimate,
+    _product,
     _rademacher,
     converged,
     hessian_samples,
@@ -132,6 +134,22 @@ def test_weights_and_inputs_have_products_of_their_own(small, batch):
     probe = torch.Generator().manual_seed(0)
     assert hessian_samples(small, {}, batch, weights, probe)[0] == both[0]
     assert hessian_samples(small, readers, batch, {}, probe)[1] == both[1]
+
+
+def test_in_one_product_the_weights_would_drown_the_inputs():
+    model = built(ModelSpec(name="resnet18", width=0.1, form="small"))
+    batch = MicroBatch(randn((16, 3, 16, 16), 1), torch.arange(16) % 10)
+    inner = [layer for layer in ledger_of(model, (3, 16, 16)) if not layer.pinned]
+    weights = {layer.name: model.get_submodule(layer.name).weight for layer in inner}
+    readers = {layer.name: [model.get_submodule(layer.name)] for layer in inner if not layer.tie}
+    spreads = []
+    for beside in ({}, weights):
+        probe = torch.Generator().manual_seed(0)
+        samples = [_product(model, readers, batch, beside, probe)[1] for _ in range(12)]
+        spreads.append({name: stdev(sample[name] for sample in samples) for name in readers})
+    alone, together = spreads
+    # 42 measured; the samples that an estimate needs grow with its square.
+    assert median(together[name] / alone[name] for name in readers) > 5
 
 
 class Branching(nn.Module):
