@@ -209,10 +209,10 @@ def _batch_norm(*args: Any, **kwargs: Any) -> Tensor:
     return out
 
 
-def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
-    value, tangent = forward_ad.unpack_dual(x)
+def _conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+    value, tangent = forward_ad.unpack_dual(input)
     if tangent is None or _moves(weight) or _moves(bias):
-        return F.conv2d(x, weight, bias, *args, **kwargs)
+        return F.conv2d(input, weight, bias, *args, **kwargs)
     moved = F.conv2d(tangent, weight, None, *args, **kwargs)
     out: Tensor = forward_ad.make_dual(F.conv2d(value, weight, bias, *args, **kwargs), moved)
     return out

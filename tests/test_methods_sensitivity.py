@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from statistics import median, stdev
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from benchmarks.models import build_model
 from benchmarks.spec import DataSpec, ModelSpec
@@ -23,6 +25,7 @@ from methods.quantization.grid import Grid
 from methods.sensitivity import (
     _STEP_SEARCH_VALUES,
     TraceEstimate,
+    _CheaperDerivatives,
     _product,
     _rademacher,
     converged,
@@ -236,6 +239,20 @@ def built(spec: ModelSpec) -> nn.Module:
         model = build_model(spec, DataSpec(dataset="digits", image_size=16, classes=10))
     model.train()(randn((16, 3, 16, 16), 2))  # else batch norm's statistics are those of nothing
     return model.eval()
+
+
+@pytest.mark.parametrize("geometry", [{}, {"stride": 2, "padding": 1, "groups": 2}, {"padding": "same", "dilation": 2}])
+def test_a_convolution_by_weights_that_stand_still_has_torch_s_own_derivative(geometry):
+    x, v, weight, bias = randn((2, 4, 6, 6), 0), randn((2, 4, 6, 6), 1), randn((6, 4, 3, 3), 2), randn((6,), 3)
+    weight = weight[:, : 4 // geometry.get("groups", 1)]
+    seen = []
+    for mode in (nullcontext(), _CheaperDerivatives()):
+        with forward_ad.dual_level(), mode:
+            moving = forward_ad.make_dual(x, v)
+            out = forward_ad.unpack_dual(F.conv2d(input=moving, weight=weight, bias=bias, **geometry))
+            seen.append((out.primal.clone(), out.tangent.clone()))
+    for expected, found in zip(*seen, strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_probes_are_fair_signs_laid_out_as_what_they_probe():
