@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from benchmarks.commands.run import engine_named, run_missing, say_amiss, tracker_for
+from benchmarks.commands.session import Session, assignment, check_writable, open_session, shares_of
 from benchmarks.data.folders import DataError
 from benchmarks.engines import EngineError, run_jobs
-from benchmarks.jobs import Outcome
+from benchmarks.engines.jobs import Outcome
+from benchmarks.engines.storage import Storage, StorageError
 from benchmarks.messages import SuiteError, unknown
-from benchmarks.record import Record, RecordError, Records
-from benchmarks.rows import MethodEntry, options_of
-from benchmarks.running import engine_named, run_missing, say_amiss, tracker_for
-from benchmarks.session import Session, assignment, check_writable, open_session, shares_of
-from benchmarks.storage import Storage, StorageError
-from benchmarks.suite import load_suite, suite_names
+from benchmarks.records.record import Record, RecordError, Records
+from benchmarks.suites.rows import MethodEntry, options_of
+from benchmarks.suites.suite import load_suite, suite_names
 from benchmarks.terminal import command_line, console, errors, print_columns, say_next, warn
 from methods import BrokenPluginError, UnknownMethodError, known_methods, load_method
 
 if TYPE_CHECKING:
-    from reports.comparison import Comparison
+    from reports.findings.comparison import Comparison
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
 
@@ -137,7 +137,7 @@ def _stop_at_wrong_use(lost: dict[str, Outcome]) -> None:
 
 
 def _say_where(context: typer.Context, session: Session) -> None:
-    from benchmarks.tracking import default_uri, has_runs
+    from benchmarks.records.tracking import default_uri, has_runs
 
     folder, out = session.workspace.folder, session.workspace.out
     console.print(f"report:  {session.workspace.report / 'index.html'}", markup=False)
@@ -151,7 +151,7 @@ def _say_where(context: typer.Context, session: Session) -> None:
 
 def _report(session: Session, *, always: bool = False) -> None:
     """Build the report unless the one there is of the same records."""
-    from benchmarks.spec import digest
+    from benchmarks.suites.spec import digest
 
     records = session.workspace.records
     found = {trial.id: record.checksum for trial in session.plan.trials if (record := records.get(trial.id))}
@@ -162,7 +162,7 @@ def _report(session: Session, *, always: bool = False) -> None:
     if not always and stamp_file.exists() and stamp_file.read_text(encoding="utf-8") == stamp:
         return
     from reports.build import build_report
-    from reports.comparison import ComparisonError
+    from reports.findings.comparison import ComparisonError
 
     try:
         report = build_report(session.plan, records, session.workspace.report)
@@ -207,7 +207,7 @@ def sweep(
     bad_images: BadImagesOption = 0,
 ) -> None:
     """Run a suite at several shares of its compute, and say whether the order of methods hangs on it."""
-    from reports.stability import write
+    from reports.studies.stability import write
 
     place: dict[str, Any] = {"engine": engine, "weights": weights and weights.resolve(), "allow_bad_images": bad_images}
     whole = open_session(suite, out, data, methods, models, seeds, overrides, **place)
@@ -237,7 +237,7 @@ def sweep(
 
 def _gathered(session: Session, records: Records) -> Comparison:
     """A session's plan beside some records. Raises SuiteError where they cannot stand in one table."""
-    from reports.comparison import ComparisonError, gather
+    from reports.findings.comparison import ComparisonError, gather
 
     try:
         return gather(session.plan, records)
@@ -316,7 +316,7 @@ def show_plan(
         f"{len(session.plan.starts)} float starts, {cached} of them there; {len(session.missing())} to run"
     )
     if measure:
-        from benchmarks.forecast import show_estimate
+        from benchmarks.commands.measure import show_estimate
 
         show_estimate(session)
     if gap is not None:
@@ -326,8 +326,8 @@ def show_plan(
 
 def _show_power(session: Session, gap: float) -> None:
     """Seeds that a gap needs, at the spread of the records here, else of those shipped with this repository."""
-    from reports.power import advice, spreads
-    from reports.verification import REFERENCE
+    from reports.findings.power import advice, spreads
+    from reports.verification.reference import REFERENCE
 
     source, found = "records here", _gathered(session, session.workspace.records)
     if not spreads(found):
@@ -379,8 +379,8 @@ def trial(
     storage: StorageOption = None,
 ) -> None:
     """Run one trial in this process: for job arrays without Ray."""
+    from benchmarks.commands.progress import View
     from benchmarks.engines.local import LocalEngine
-    from benchmarks.progress import View
 
     place: dict[str, Any] = {
         "weights": weights and weights.resolve(),
@@ -427,8 +427,8 @@ def evaluate(
     record = session.workspace.records.get(chosen.id)
     if record is None or record.status != "ok":
         raise SuiteError(f"trial {chosen.id} ({chosen.label}) has no finished network; run the suite first")
-    from benchmarks.checkpoint import CheckpointError
-    from benchmarks.rescoring import rescore
+    from benchmarks.commands.evaluate import rescore
+    from benchmarks.trials.checkpoint import CheckpointError
 
     try:
         score = rescore(record, session.placed())
@@ -456,9 +456,9 @@ def verify(
     reference: Annotated[Path | None, typer.Option("--reference", help="Folder of records to hold ours to.")] = None,
 ) -> None:
     """Set a suite's records against published numbers and against the records shipped with this repository."""
-    from reports.claims import FAILED as UNVERIFIED
-    from reports.claims import judged, published
-    from reports.verification import REFERENCE, checked, lines
+    from reports.verification.claims import FAILED as UNVERIFIED
+    from reports.verification.claims import judged, published
+    from reports.verification.reference import REFERENCE, checked, lines
 
     session = open_session(suite, out, data, methods, models, seeds, overrides, needs_data=False)
     place = reference or REFERENCE / session.suite.suite
@@ -492,8 +492,8 @@ def merge(
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
 ) -> None:
     """Join records that others made of a suite into an output folder, and report."""
-    from benchmarks.merging import merge as join
-    from benchmarks.record import differences
+    from benchmarks.commands.merge import merge as join
+    from benchmarks.records.record import differences
 
     session = open_session(suite, out, data, methods, models, seeds, overrides, needs_data=False)
     check_writable(out)
@@ -554,7 +554,7 @@ def prepare(
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
 ) -> None:
     """Get a suite's images ready: unpack, look at each of them, make smaller copies, draw, download."""
-    from benchmarks.preparation import Preparation
+    from benchmarks.commands.prepare import Preparation
 
     ready = Preparation(load_suite(suite, dict(assignment(text) for text in overrides)).data, console)
     folder = ready.run(data, archives, cache, to)
@@ -579,7 +579,7 @@ def doctor(
     bad_images: BadImagesOption = 0,
 ) -> None:
     """Say what will not work here, and how to mend it."""
-    from benchmarks.doctor import examine
+    from benchmarks.commands.doctor import examine
 
     chosen = load_suite(suite, dict(assignment(text) for text in overrides))
     well = True
@@ -600,7 +600,7 @@ def check(
     ] = "",
 ) -> None:
     """Have a method, registered or a plug-in, sit the exam that all methods sit."""
-    from benchmarks.exam import BROUGHT, examine
+    from benchmarks.commands.check import BROUGHT, examine
 
     chosen = dict(assignment(text) for text in options)
     try:

@@ -13,9 +13,9 @@ from torchvision import models as zoo
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from benchmarks.messages import SuiteError
-from benchmarks.plugins import MODELS, load_plugin
-from benchmarks.spec import DataSpec, ModelSpec
-from benchmarks.suite import require_fit
+from benchmarks.suites.plugins import MODELS, load_plugin
+from benchmarks.suites.spec import DataSpec, ModelSpec
+from benchmarks.suites.suite import require_fit
 from methods.quantization.convert import ledger_of, replace_activations
 from methods.quantization.cost import Ledger
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from benchmarks.ledgers import ledger_for
 from benchmarks.messages import SuiteError
-from benchmarks.rows import MethodEntry, options_of, settled
-from benchmarks.spec import ComputeSpec, MethodSpec, ModelSpec, Space, StartSpec, TrialSpec
-from benchmarks.suite import UNIFORM, Ceiling, Suite, ceiling_name
+from benchmarks.suites.rows import MethodEntry, options_of, settled
+from benchmarks.suites.spec import ComputeSpec, MethodSpec, ModelSpec, Space, StartSpec, TrialSpec
+from benchmarks.suites.suite import UNIFORM, Ceiling, Suite, ceiling_name
 from methods import load_method
 from methods.quantization.cost import Ledger, bops, uniform_bits
 from methods.quantization.policy import Candidates, LayerBits

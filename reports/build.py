@@ -11,16 +11,18 @@ import yaml
 
 from benchmarks.files import write_atomic
 from benchmarks.planning import Plan
-from reports import document, page, tables
-from reports.across import row_scores
-from reports.agreement import agreement_rows
-from reports.comparison import Comparison, RecordSource, gather
-from reports.fronts import any_curves
-from reports.ledgers import cell_rows, layer_rows, trial_rows
-from reports.page import DPI
-from reports.phases import phase_rows
-from reports.references import OF_METHOD, bibliography
-from reports.summary import Summary, summarise
+from reports.findings import tables
+from reports.findings.across import row_scores
+from reports.findings.agreement import agreement_rows
+from reports.findings.comparison import Comparison, RecordSource, gather
+from reports.findings.fronts import any_curves
+from reports.findings.phases import phase_rows
+from reports.findings.summary import Summary, summarise
+from reports.page import html as page
+from reports.page import markdown as document
+from reports.page.html import DPI
+from reports.page.references import OF_METHOD, bibliography
+from reports.page.sheets import cell_rows, layer_rows, trial_rows
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,11 @@ def _files(comparison: Comparison, summaries: tuple[Summary, ...]) -> Iterator[t
 
 def _pictures(comparison: Comparison, summaries: tuple[Summary, ...]) -> tuple[dict[str, bytes], str]:
     """The figures by file name, and the Pareto figure's caption. Matplotlib is imported here, when it is needed."""
-    from reports.attainment_figure import attainment_figure
-    from reports.bits_figure import bits_figure
-    from reports.curves_figure import curves_figure
-    from reports.figures import caption_parts, pareto_figure, save
-    from reports.profile_figure import profile_figure
+    from reports.figures.attainment import attainment_figure
+    from reports.figures.bits import bits_figure
+    from reports.figures.curves import curves_figure
+    from reports.figures.pareto import caption_parts, pareto_figure, save
+    from reports.figures.profile import profile_figure
 
     figures = {
         "pareto": pareto_figure(comparison, summaries),

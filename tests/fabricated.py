@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.planning import FLOAT_CEILING, Plan, Trial
-from benchmarks.record import Record, Records
-from benchmarks.rows import MethodEntry
-from benchmarks.spec import (
+from benchmarks.records.record import Record, Records
+from benchmarks.suites.rows import MethodEntry
+from benchmarks.suites.spec import (
     ComputeSpec,
     DataSpec,
     MethodSpec,
@@ -23,7 +23,7 @@ from benchmarks.spec import (
     Space,
     TrialSpec,
 )
-from benchmarks.suite import ComputeGrant, Suite
+from benchmarks.suites.suite import ComputeGrant, Suite
 from methods.quantization.cost import CONVENTIONS, Layer, Ledger, bops, uniform_bits, weight_bytes
 from methods.quantization.policy import LayerBits
 

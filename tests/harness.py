@@ -22,11 +22,11 @@ import yaml
 
 import runner
 from benchmarks.engines import run_jobs
+from benchmarks.engines.jobs import Job, Outcome, jobs_of
 from benchmarks.engines.local import LocalEngine
-from benchmarks.jobs import Job, Outcome, jobs_of
 from benchmarks.planning import plan
-from benchmarks.suite import Suite, load_suite
-from benchmarks.workspace import Workspace
+from benchmarks.records.workspace import Workspace
+from benchmarks.suites.suite import Suite, load_suite
 
 ROOT = Path(__file__).parent.parent
 
@@ -78,7 +78,7 @@ def cli(*arguments: object, mlflow: bool = False) -> Ran:
     """The command line as a user has it, in this process; torch's settings are put back."""
     out, err = io.StringIO(), io.StringIO()
     deterministic, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
-    unseen = mock.patch("benchmarks.running.tracker_for", return_value=NoTracker())
+    unseen = mock.patch("benchmarks.commands.run.tracker_for", return_value=NoTracker())
     tracking = contextlib.nullcontext() if mlflow else unseen
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), tracking:
         try:
@@ -185,7 +185,7 @@ def run_with_ray(suite: Path, out: Path, *arguments: str) -> None:
 def _server() -> Any:
     """A process that has torch imported and forks: killing and restarting then costs no import."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.harness", "benchmarks.trial", "methods.metamix", "methods.hawq"])
+    context.set_forkserver_preload(["tests.harness", "benchmarks.trials.trial", "methods.metamix", "methods.hawq"])
     return context
 
 

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.compute import Account, ForwardMeter
 from benchmarks.planning import candidates_of
-from benchmarks.problem import Problem
-from benchmarks.spec import OptimizerSpec, Recipe, Space
-from benchmarks.training import Loop, WeightTraining
+from benchmarks.suites.spec import OptimizerSpec, Recipe, Space
+from benchmarks.trials.compute import Account, ForwardMeter
+from benchmarks.trials.problem import Problem
+from benchmarks.trials.training import Loop, WeightTraining
 from methods import load_method
 from methods.contract import Method, Searched
 from methods.quantization.convert import QuantizerOptions, convert, ledger_of, replace_activations

@@ -17,9 +17,9 @@ from tests.harness import ROOT
 SUPPORT = {"contract", "allocation", "batch_norm", "mixing", "sensitivity"}
 """Modules of methods/ that several methods need; the rest are methods."""
 
-REPORTS_MAY_IMPORT = {f"benchmarks.{name}" for name in ("files", "messages", "planning", "record", "spec", "suite")}
+REPORTS_MAY_IMPORT = {f"benchmarks.{name}" for name in ("files", "messages", "planning", "records", "suites")}
 OURS = ("runner", "methods", "benchmarks", "reports")
-ONLY_IN = {"ray": "benchmarks/engines/ray.py", "mlflow": "benchmarks/tracking.py"}
+ONLY_IN = {"ray": "benchmarks/engines/ray.py", "mlflow": "benchmarks/records/tracking.py"}
 
 
 def sources(root: Path) -> dict[str, ast.Module]:
@@ -98,18 +98,18 @@ def test_imports_keep_the_rules():
     [
         ("methods/hawq.py", "from methods.metamix import MetaMix"),
         ("methods/mixing.py", "import methods.hawq"),
-        ("methods/hawq.py", "from benchmarks.spec import Recipe"),
+        ("methods/hawq.py", "from benchmarks.suites.spec import Recipe"),
         ("methods/quantization/grid.py", "import benchmarks"),
-        ("methods/hawq.py", "import reports.pareto"),
-        ("benchmarks/trial.py", "from methods.hawq import Hawq"),
-        ("benchmarks/trial.py", "from methods import hawq"),
-        ("benchmarks/trial.py", "from reports.build import build_report"),
-        ("benchmarks/trial.py", "def f():\n    import ray"),
-        ("benchmarks/trial.py", "from ray import tune"),
+        ("methods/hawq.py", "import reports.numbers.pareto"),
+        ("benchmarks/trials/trial.py", "from methods.hawq import Hawq"),
+        ("benchmarks/trials/trial.py", "from methods import hawq"),
+        ("benchmarks/trials/trial.py", "from reports.build import build_report"),
+        ("benchmarks/trials/trial.py", "def f():\n    import ray"),
+        ("benchmarks/trials/trial.py", "from ray import tune"),
         ("runner.py", "import mlflow.entities"),
-        ("reports/page.py", "from benchmarks import trial"),
-        ("reports/page.py", "from benchmarks.models import build_model"),
-        ("reports/page.py", "import runner"),
+        ("reports/page/html.py", "from benchmarks import trial"),
+        ("reports/page/html.py", "from benchmarks.models import build_model"),
+        ("reports/page/html.py", "import runner"),
     ],
 )
 def test_the_rules_can_be_broken(path, line):
@@ -155,9 +155,10 @@ def test_reports_need_no_torch_and_methods_are_named_without_it():
         "from pathlib import Path\n"
         "from methods import METHODS, load_method\n"
         "for name in METHODS: load_method(name).Options.model_json_schema()\n"
-        "for path in Path('reports').glob('*.py'):\n"
-        "    if path.stem != '__init__': importlib.import_module(f'reports.{path.stem}')\n"
-        "import benchmarks.suite, benchmarks.record, benchmarks.engines, benchmarks.workspace, benchmarks.result\n"
+        "for folder in ('reports', 'benchmarks/suites', 'benchmarks/records'):\n"
+        "    for path in Path(folder).rglob('*.py'):\n"
+        "        if path.stem != '__init__': importlib.import_module('.'.join(path.with_suffix('').parts))\n"
+        "import benchmarks.engines, benchmarks.planning\n"
         "sys.exit(','.join({'torch', 'ray', 'mlflow'} & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)

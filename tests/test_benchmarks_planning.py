@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.messages import SuiteError
 from benchmarks.planning import candidates_of, plan
-from benchmarks.suite import ceiling_name, select
+from benchmarks.suites.suite import ceiling_name, select
 from methods.quantization.cost import bops, uniform_bits
 from methods.quantization.policy import LayerBits
 from tests.harness import tiny_suite

@@ -13,23 +13,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.checkpoint import load_network, save_network
 from benchmarks.data.opening import load_dataset
 from benchmarks.data.stream import Stream
 from benchmarks.engines import run_jobs
-from benchmarks.engines.alone import work
+from benchmarks.engines.execute import execute
+from benchmarks.engines.jobs import Job, Outcome, jobs_of
 from benchmarks.engines.local import LocalEngine
-from benchmarks.engines.together import together
-from benchmarks.engines.worker import execute
-from benchmarks.jobs import Job, Outcome, jobs_of
+from benchmarks.engines.one_process import work
+from benchmarks.engines.several_processes import together
 from benchmarks.messages import SuiteError
 from benchmarks.planning import plan
-from benchmarks.problem import Problem
 from benchmarks.ranks import ALONE, Ranks, RanksDifferError, joined
-from benchmarks.record import Records
-from benchmarks.spec import DataSpec, OptimizerSpec, Recipe
-from benchmarks.training import WeightTraining
-from benchmarks.workspace import Workspace
+from benchmarks.records.record import Records
+from benchmarks.records.workspace import Workspace
+from benchmarks.suites.spec import DataSpec, OptimizerSpec, Recipe
+from benchmarks.trials.checkpoint import load_network, save_network
+from benchmarks.trials.problem import Problem
+from benchmarks.trials.training import WeightTraining
 from methods.quantization.cost import with_pins
 from tests.harness import ROOT, Silent, comparable, start, tiny_suite
 from tests.problems import JOINT, SPACE, MemorySplit, make_method, make_problem, run_search, search

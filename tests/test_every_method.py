@@ -26,16 +26,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import benchmarks.setting
-import benchmarks.trial
+import benchmarks.trials.setting
+import benchmarks.trials.trial
 from benchmarks.data import Dataset
 from benchmarks.data.opening import load_dataset
 from benchmarks.planning import Plan, plan
-from benchmarks.problem import Problem
-from benchmarks.spec import Space, canonical_json
-from benchmarks.suite import load_suite
-from benchmarks.training import WeightTraining
-from benchmarks.workspace import Workspace
+from benchmarks.records.workspace import Workspace
+from benchmarks.suites.spec import Space, canonical_json
+from benchmarks.suites.suite import load_suite
+from benchmarks.trials.problem import Problem
+from benchmarks.trials.training import WeightTraining
 from methods import METHODS, load_method
 from methods.contract import InapplicableError, Method, MethodOptions, Searched
 from methods.quantization.cost import bops, with_pins
@@ -403,11 +403,11 @@ def test_a_killed_trial_ends_as_if_it_had_not_been(each: Examinee, pictures: Fin
     workspace = fresh(pictures, tmp_path)
     dice = random.Random(each.name)
     for steps in (dice.randint(1, 5), dice.randint(2, 8)):
-        life = benchmarks.trial.run(chosen.spec, workspace)
+        life = benchmarks.trials.trial.run(chosen.spec, workspace)
         for _ in range(steps):
             next(life)
         life.close()
-    for _ in benchmarks.trial.run(chosen.spec, workspace):
+    for _ in benchmarks.trials.trial.run(chosen.spec, workspace):
         pass
     record = workspace.records.get(chosen.id)
     assert record is not None
@@ -430,10 +430,10 @@ def test_the_test_split_is_out_of_reach(each: Examinee, pictures: Finished, tmp_
 
     workspace = fresh(pictures, tmp_path)
     with (
-        mock.patch.object(benchmarks.setting, "Problem", problem),
+        mock.patch.object(benchmarks.trials.setting, "Problem", problem),
         mock.patch("benchmarks.data.opening.load_dataset", loaded),
     ):
-        for _ in benchmarks.trial.run(chosen.spec, workspace):
+        for _ in benchmarks.trials.trial.run(chosen.spec, workspace):
             pass
     hidden = (data[0].validation, data[0].test)
     assert seen

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.problem import Problem
-from benchmarks.spec import Space
+from benchmarks.suites.spec import Space
+from benchmarks.trials.problem import Problem
 from methods.allocation import groups_of
 from methods.contract import InapplicableError
 from methods.hawq import HESSIAN, MIN_SAMPLES, Hawq, Reversed, Shuffled

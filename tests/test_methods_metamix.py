@@ -8,8 +8,8 @@ from unittest import mock
 import pytest
 import torch
 
-from benchmarks.problem import Problem
-from benchmarks.spec import Space
+from benchmarks.suites.spec import Space
+from benchmarks.trials.problem import Problem
 from methods.contract import Batch, InapplicableError
 from methods.metamix import META, SELECTION, STATISTICS, Branch, MetaMix, MetaMixJoint, MetaMixOptions
 from methods.quantization.cost import bops

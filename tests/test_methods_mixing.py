@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 import torch
 
-from benchmarks.problem import Problem
+from benchmarks.trials.problem import Problem
 from methods.allocation import groups_of
 from methods.mixing import WidthLogits
 from methods.quantization.cost import bops

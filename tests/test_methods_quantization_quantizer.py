@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from benchmarks.audit import AuditError, audit_codes
 from benchmarks.models import build_model
-from benchmarks.spec import DataSpec, ModelSpec
+from benchmarks.suites.spec import DataSpec, ModelSpec
+from benchmarks.trials.audit import AuditError, audit_codes
 from methods.quantization.convert import QuantizerOptions, ledger_of
 from methods.quantization.cost import bops, with_pins
 from methods.quantization.fake_quant import MIN_STEP, StepError

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from benchmarks.models import build_model
-from benchmarks.spec import DataSpec, ModelSpec
+from benchmarks.suites.spec import DataSpec, ModelSpec
 from methods.contract import MicroBatch
 from methods.quantization.convert import ledger_of
 from methods.quantization.fake_quant import lsq_step

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.spec import Space
+from benchmarks.suites.spec import Space
 from methods.allocation import CeilingError
 from methods.quantization.cost import bops, uniform_bits
 from methods.quantization.policy import LayerBits

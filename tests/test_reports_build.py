@@ -13,13 +13,13 @@ from html.parser import HTMLParser
 import pytest
 import yaml
 
-from benchmarks.record import Records
+from benchmarks.records.record import Records
 from reports.build import build_report
-from reports.comparison import gather
-from reports.ledgers import cell_rows, trial_rows
-from reports.page import SHOWN, render
-from reports.summary import summarise
-from reports.tables import READING, escape_latex, escape_markdown, latex, markdown, summary_tables, write_csv
+from reports.findings.comparison import gather
+from reports.findings.summary import summarise
+from reports.findings.tables import READING, escape_latex, escape_markdown, latex, markdown, summary_tables, write_csv
+from reports.page.html import SHOWN, render
+from reports.page.sheets import cell_rows, trial_rows
 from tests.fabricated import fail, make_plan, make_suite, shuffled, with_label, write_records
 
 FILES = [
@@ -287,7 +287,7 @@ def test_the_account_is_written_in_recipe_epochs(tmp_path):
 
 def test_a_report_needs_no_torch_ray_or_mlflow_and_no_pyplot():
     code = (
-        "import sys, reports.build, reports.figures, reports.bits_figure;"
+        "import sys, reports.build, reports.figures.pareto, reports.figures.bits;"
         "print(sorted({'torch', 'ray', 'mlflow', 'matplotlib.pyplot'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

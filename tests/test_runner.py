@@ -19,18 +19,19 @@ import pytest
 import yaml
 from PIL import Image
 
-from benchmarks import rescoring, session
+from benchmarks.commands import evaluate as rescoring
+from benchmarks.commands import session
 from benchmarks.data.folders import DATA_VARIABLE
-from benchmarks.evaluation import Score
 from benchmarks.files import write_text_atomic
 from benchmarks.messages import SuiteError
 from benchmarks.planning import plan
-from benchmarks.record import read_record
-from benchmarks.suite import load_suite
-from benchmarks.tracking import Tracker
-from benchmarks.training import Progress
-from benchmarks.trial import run as run_trial
-from benchmarks.workspace import Workspace
+from benchmarks.records.record import read_record
+from benchmarks.records.tracking import Tracker
+from benchmarks.records.workspace import Workspace
+from benchmarks.suites.suite import load_suite
+from benchmarks.trials.evaluation import Score
+from benchmarks.trials.training import Progress
+from benchmarks.trials.trial import run as run_trial
 from tests.fabricated import make_record, write_records
 from tests.harness import (
     METHODS,
@@ -367,7 +368,7 @@ def test_what_would_be_lost_again_is_wrong_use_and_the_rest_is_done(tmp_path, mo
             return run_trial(spec, *_others)
         raise SuiteError("lower it")
 
-    monkeypatch.setattr("benchmarks.trial.run", harmed)
+    monkeypatch.setattr("benchmarks.trials.trial.run", harmed)
     for path in paths:
         path.unlink()
     ran = cli("--suite", finished().suite, "--out", out, "--engine", "local")
@@ -716,19 +717,19 @@ def test_a_full_disk_is_said_and_can_be_gone_on_from(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     out = copy_float_starts(tmp_path)
-    monkeypatch.setattr("benchmarks.record.write_text_atomic", full)
+    monkeypatch.setattr("benchmarks.records.record.write_text_atomic", full)
     suite = write_suite(tmp_path, methods=["uniform-lsq"], compute={"epochs": 0.02})
     ran = cli("--suite", suite, "--out", out, "--engine", "local")
     assert ran.code == 1
     assert "No space left on device" in ran.err
-    monkeypatch.setattr("benchmarks.record.write_text_atomic", write_text_atomic)
+    monkeypatch.setattr("benchmarks.records.record.write_text_atomic", write_text_atomic)
     assert cli("--suite", suite, "--out", out, "--engine", "local").code == 0
 
 
 def test_what_mlflow_s_database_says_is_told_in_a_line():
     from sqlalchemy.exc import OperationalError
 
-    from benchmarks.tracking import _cause
+    from benchmarks.records.tracking import _cause
 
     locked = OSError("attempt to write a readonly database")
     statement = OperationalError("INSERT\nINTO metrics", {}, locked)

@@ -17,7 +17,7 @@ from benchmarks.data import Dataset, permutation
 from benchmarks.data.augmentation import randaugmented
 from benchmarks.data.folders import DataError
 from benchmarks.messages import SuiteError
-from benchmarks.spec import DataSpec
+from benchmarks.suites.spec import DataSpec
 
 MEAN, DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 """Of CIFAR-10's training images; CIFAR-100's differ by a few hundredths."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.data import Dataset, permutation
 from benchmarks.messages import SuiteError
-from benchmarks.spec import DataSpec
+from benchmarks.suites.spec import DataSpec
 
 TRAIN, VALIDATION, TEST = 960, 237, 600
 _SPLIT_SEED = 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from benchmarks.plugins import DATASETS, plugged
-from benchmarks.spec import DataSpec
+from benchmarks.suites.plugins import DATASETS, plugged
+from benchmarks.suites.spec import DataSpec
 
 DATA_VARIABLE = "MPBENCH_DATA"
 """Environment variable that names the folder with one folder per dataset."""

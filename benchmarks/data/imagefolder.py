@@ -19,7 +19,7 @@ from benchmarks.data.decoding import UnreadableError, decoded
 from benchmarks.data.folders import DataError, images_folder
 from benchmarks.data.listing import Listing, listing_of
 from benchmarks.messages import SuiteError
-from benchmarks.spec import DataSpec
+from benchmarks.suites.spec import DataSpec
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESIZE = 256 / 224

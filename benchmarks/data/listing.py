@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.data.folders import CACHE, DataError, class_names, images_folder
 from benchmarks.files import write_atomic
-from benchmarks.spec import DataSpec
+from benchmarks.suites.spec import DataSpec
 
 MANIFEST = "manifest.json"
 COPIES = "copies.json"

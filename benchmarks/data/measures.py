@@ -17,7 +17,7 @@ from torch import nn
 from benchmarks.data.folders import find_folder
 from benchmarks.data.procedural import DrawnSplit, load_procedural
 from benchmarks.drawing.presets import PRESETS
-from benchmarks.spec import ProceduralSpec
+from benchmarks.suites.spec import ProceduralSpec
 
 _BATCH = 500
 _EPOCHS = 10

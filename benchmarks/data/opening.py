@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.data import Dataset
-from benchmarks.plugins import DATASETS, load_plugin, plugged
-from benchmarks.spec import DataSpec, ProceduralSpec
+from benchmarks.suites.plugins import DATASETS, load_plugin, plugged
+from benchmarks.suites.spec import DataSpec, ProceduralSpec
 
 
 def load_dataset(spec: DataSpec, folder: Path | None, allow_bad_images: int = 0) -> Dataset:

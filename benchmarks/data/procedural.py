@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.data import Dataset
-from benchmarks.data.cache import open_images, preset_of
+from benchmarks.data.drawn import open_images, preset_of
 from benchmarks.drawing.presets import SPLITS
 from benchmarks.drawing.scene import label_of
-from benchmarks.spec import ProceduralSpec
+from benchmarks.suites.spec import ProceduralSpec
 
 MIDDLE, SPREAD = 128, 64
 """Grey level that becomes 0 and distance that becomes 1: round figures near the images' own mean and deviation."""

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from benchmarks.jobs import Job, Outcome
+from benchmarks.engines.jobs import Job, Outcome
 from benchmarks.messages import SuiteError
-from benchmarks.workspace import Workspace
+from benchmarks.records.workspace import Workspace
 
 if TYPE_CHECKING:
-    from benchmarks.training import Progress
+    from benchmarks.trials.training import Progress
 
 _POLL_SECONDS = 0.5
 _ARRIVAL_SECONDS = 60.0
@@ -76,7 +76,7 @@ class _Watch:
             return ""
         if not place.storage:
             return "is --out on a shared file system? Without one, give --storage"
-        from benchmarks.storage import Storage
+        from benchmarks.engines.storage import Storage
 
         try:
             fetched = Storage.at(place.storage).fetch([job], place)

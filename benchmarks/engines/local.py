@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from benchmarks.engines import EngineError, Observer
-from benchmarks.engines.worker import execute
-from benchmarks.environment import require_compiler
-from benchmarks.jobs import Job, Outcome
+from benchmarks.engines.execute import execute
+from benchmarks.engines.jobs import Job, Outcome
+from benchmarks.records.workspace import Workspace
 from benchmarks.stopping import heeded
-from benchmarks.suite import Resources
-from benchmarks.workspace import Workspace
+from benchmarks.suites.suite import Resources
+from benchmarks.trials.environment import require_compiler
 
 
 class LocalEngine:

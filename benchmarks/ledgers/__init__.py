@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from methods.quantization.cost import Ledger, ledger_from_json
 
 if TYPE_CHECKING:
-    from benchmarks.spec import DataSpec, ModelSpec
+    from benchmarks.suites.spec import DataSpec, ModelSpec
 
 FOLDER = Path(__file__).parent
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.ledgers import ledger_path
 from benchmarks.models import measure_ledger
-from benchmarks.suite import load_suite, suite_names
+from benchmarks.suites.suite import load_suite, suite_names
 from methods.quantization.cost import ledger_to_json
 
 

@@ -20,7 +20,7 @@ from benchmarks.data import AUGMENTATION_DRAWS
 from benchmarks.data.procedural import load_procedural
 from benchmarks.drawing.presets import PRESETS
 from benchmarks.drawing.scene import draw
-from benchmarks.spec import ProceduralSpec
+from benchmarks.suites.spec import ProceduralSpec
 
 _ROUNDS = 5
 _IMAGES = 2000

@@ -28,7 +28,7 @@ from benchmarks.data.loading import Request, fetched
 from benchmarks.data.opening import load_dataset
 from benchmarks.data.preparing import look_through, make_cache
 from benchmarks.perf.rounds import interleaved, ratio
-from benchmarks.spec import DataSpec
+from benchmarks.suites.spec import DataSpec
 
 _SIZE = 224
 _SHORT_SIDE = 256

@@ -24,12 +24,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from benchmarks.compute import Account
 from benchmarks.perf.rounds import Ratio, interleaved, ratio
 from benchmarks.perf.step import MODELS, PRECISIONS, Contender, autocast, batch_of, warm_up
 from benchmarks.planning import candidates_of
-from benchmarks.problem import Problem
-from benchmarks.spec import OptimizerSpec, Recipe, Space
+from benchmarks.suites.spec import OptimizerSpec, Recipe, Space
+from benchmarks.trials.compute import Account
+from benchmarks.trials.problem import Problem
 from methods.contract import MicroBatch
 from methods.metamix import SELECTION, MetaMix, MetaMixOptions
 from methods.quantization.convert import QuantizerOptions, convert, ledger_of, replace_activations

@@ -1,0 +1,1 @@
+"""What commands of runner.py do, one file each, and what they share."""

@@ -1,0 +1,93 @@
+"""Has one method sit the exam of tests/test_every_method.py, question by question."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from benchmarks.messages import SuiteError
+
+EXAM = Path(__file__).parents[2] / "tests" / "test_every_method.py"
+
+BROUGHT = ("given",)
+"""Methods that need an option made for a network: the exam brings one for each of its own."""
+
+Show = Callable[[str, str], None]
+"""Told each question as it is answered: `ok`, `FAILED` or `not asked`, and what it is."""
+
+
+class Answers(NamedTuple):
+    """failed: each question that was failed, with how. asked: how many of all `questions` were asked."""
+
+    failed: list[tuple[str, str]]
+    asked: int
+    questions: int
+
+
+def examine(method: str, options: Mapping[str, Any], show: Show, *, only: str = "") -> Answers:
+    """Put the exam's questions to a method. Raises SuiteError where no question is meant by `only`.
+
+    options: those of the method's that it sits the exam under. only: pytest's expression of words in questions.
+    """
+    stdout = sys.stdout
+
+    def shown(answer: str, question: str) -> None:
+        with contextlib.redirect_stdout(stdout):
+            show(answer, question)
+
+    sitting = _Sitting(shown)
+    examinee = f"{method}={json.dumps(dict(options))}" if options else method
+    arguments = [str(EXAM), "--rootdir", str(EXAM.parent.parent), "--examine", examinee, "-q", "-p", "no:cacheprovider"]
+    arguments += ["-k", only] if only else []
+    unread = io.StringIO()
+    with contextlib.redirect_stdout(unread), contextlib.redirect_stderr(unread):
+        code = pytest.main(arguments, plugins=[sitting])
+    if only and code == pytest.ExitCode.USAGE_ERROR:
+        raise SuiteError(f"--only {only!r}: write words with `and`, `or` and `not`, such as `ceiling or gradients`")
+    if code == pytest.ExitCode.NO_TESTS_COLLECTED and sitting.left_out:
+        raise SuiteError(f"no question has the words {only!r}; questions: {'; '.join(sitting.left_out)}")
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        sitting.failed.append(("the exam could be held", unread.getvalue().strip()))
+    return Answers(sitting.failed, sitting.asked, sitting.selected + len(sitting.left_out))
+
+
+class _Sitting:
+    """A plug-in of pytest that passes each answer on."""
+
+    def __init__(self, show: Show) -> None:
+        self.show, self.failed, self.left_out = show, list[tuple[str, str]](), list[str]()
+        self.selected = self.asked = 0
+
+    @pytest.hookimpl
+    def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
+        self.left_out += [_question(item.nodeid) for item in items]
+
+    @pytest.hookimpl
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.selected = len(session.items)
+
+    @pytest.hookimpl
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        question = _question(report.nodeid)
+        self.asked += report.when == "call"
+        if report.failed:
+            self.failed.append((question, str(report.longreprtext)))
+            self.show("FAILED", question)
+        elif report.when == "setup" and report.skipped:
+            self.show("not asked", question)
+        elif report.when == "call":
+            self.show("ok", question)
+
+
+def _question(nodeid: str) -> str:
+    """What a test asks, from its name: `it spends no more than its share`."""
+    name, _, parameters = nodeid.rpartition("::")[2].partition("[")
+    where = [part for part in ("first", "middle", "last") if parameters.rstrip("]").endswith(f"-{part}")]
+    return " ".join([name.removeprefix("test_").replace("_", " "), *(f"({part})" for part in where)])

@@ -1,0 +1,37 @@
+"""Scores a kept network again, from its file and its record alone."""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.ledgers import ledger_for
+from benchmarks.models import build_model
+from benchmarks.records.record import Record
+from benchmarks.records.workspace import Workspace
+from benchmarks.trials.checkpoint import CheckpointError, load_network, network_digest
+from benchmarks.trials.environment import configure_torch
+from benchmarks.trials.evaluation import Score, evaluate
+from benchmarks.trials.setting import quantizer_options
+from methods.quantization.convert import convert
+from methods.quantization.cost import PINNED_BITS, with_pins
+from methods.quantization.modules import apply_policy
+from methods.quantization.policy import Policy
+
+
+def rescore(record: Record, workspace: Workspace) -> Score:
+    """Score a kept network on test. Raises CheckpointError if it was not kept, or is not the record's."""
+    spec, path = record.trial_spec, workspace.network(record.id)
+    configure_torch(workspace.threads, workspace.device)
+    state = load_network(path)
+    if network_digest(state) != record.result["network_digest"]:
+        raise CheckpointError(f"{path}: not the network of record {record.id}; delete both and run the suite again")
+    policy = None if record.result["policy"] is None else Policy.from_dict(record.result["policy"])
+    model, ledger = build_model(spec.model, spec.data), ledger_for(spec.model, spec.data)
+    bits = policy or {layer.name: PINNED_BITS for layer in ledger if not layer.pinned}
+    convert(model, ledger, {name: [chosen] for name, chosen in bits.items()}, quantizer_options(spec))
+    model.load_state_dict(state)
+    if policy is not None:
+        apply_policy(model, with_pins(ledger, policy))
+    device = torch.device(workspace.device)
+    test = workspace.load_data(spec.data).test
+    return evaluate(model.to(device), test, device, workspace.loaders)

@@ -1,0 +1,89 @@
+"""What `prepare` does for each dataset before a suite runs, and what it says of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.commands.progress import prepare_images, told
+from benchmarks.data.archives import unpack
+from benchmarks.data.folders import CACHE, default_folder, find_folder
+from benchmarks.data.listing import PARTS, Listing
+from benchmarks.data.preparing import cache_size, look_through, make_cache, remarks
+from benchmarks.messages import SuiteError
+from benchmarks.suites.spec import DataSpec, ProceduralSpec
+
+_NAMED = 20
+
+
+@dataclass
+class Preparation:
+    """A dataset and the terminal on which things are said of it. amiss: whether images were found unreadable."""
+
+    data: DataSpec
+    console: Console
+    amiss: bool = False
+
+    def run(self, given: Path | None, archives: Path | None, cache: int | None, to: Path | None) -> Path | None:
+        """Returns the folder to name with --data, if there is one. Raises SuiteError and DataError."""
+        if self.data.dataset == "imagefolder":
+            return self._image_files(given, archives, cache, to)
+        if archives or cache or to:
+            raise SuiteError(
+                f"--archives, --cache and --to are for folders of image files, not for {self.data.dataset}"
+            )
+        if self.data.dataset.startswith("cifar"):
+            from benchmarks.data.cifar import fetch_cifar
+
+            fetch_cifar(self.data.dataset, given or default_folder(self.data.dataset))
+            return given
+        folder = find_folder(self.data.dataset, given)
+        if isinstance(self.data, ProceduralSpec):
+            assert folder is not None
+            prepare_images(self.console, self.data, folder, self._say)
+            self._say(f"{self.data.preset} lies in {folder}")
+        else:
+            self._say(f"{self.data.dataset} needs no preparation")
+        return given
+
+    def _image_files(self, given: Path | None, archives: Path | None, cache: int | None, to: Path | None) -> Path:
+        if archives is not None:
+            folder = given or default_folder(self.data.dataset)
+            with told(self.console) as progress:
+                unpack(archives, folder, progress)
+        else:
+            found = find_folder(self.data.dataset, given)
+            assert found is not None
+            folder = found
+        with told(self.console) as progress:
+            listing = look_through(folder, progress)
+        self._describe(folder, listing)
+        if cache is None:
+            return folder
+        place = to or folder / CACHE.format(cache)
+        size = cache_size(folder, listing, cache, place)
+        self._say(f"copies with a short side of {cache}: about {size.needed / 1e9:.2f} GB into {place}")
+        with told(self.console) as progress:
+            copies = make_cache(folder, listing, cache, place, progress)
+        self._describe(place, copies)
+        return folder if to is None else place
+
+    def _describe(self, folder: Path, listing: Listing) -> None:
+        counts = " and ".join(f"{listing.count(part):,} in {part}" for part in PARTS)
+        self._say(f"{folder}: {len(listing.files) // len(PARTS)} classes, {counts}; digest {listing.digest[:16]}")
+        for remark in remarks(listing):
+            self._say(f"note: {remark}")
+        bad = listing.unreadable or {}
+        for path, why in sorted(bad.items())[:_NAMED]:
+            self._say(f"unreadable: {path}: {why}")
+        if bad:
+            self.amiss = True
+            self._say(
+                f"{len(bad)} images cannot be read; replace them and prepare again, or run with "
+                f"--allow-bad-images {len(bad)}"
+            )
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, markup=False)

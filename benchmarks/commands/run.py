@@ -1,0 +1,116 @@
+"""Run what a session lacks: images first, then jobs by an engine, mirrored to a terminal and to MLflow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from benchmarks.commands.session import Session
+from benchmarks.engines import Engine, run_jobs
+from benchmarks.engines.jobs import Job, Outcome
+from benchmarks.suites.spec import ProceduralSpec
+from benchmarks.suites.suite import Suite
+from benchmarks.terminal import console, errors, warn
+
+if TYPE_CHECKING:
+    from benchmarks.commands.progress import View
+    from benchmarks.records.tracking import Tracker
+    from benchmarks.trials.training import Progress
+
+
+def run_missing(session: Session, engine: Engine, tracking_uri: str | None = None) -> dict[str, Outcome]:
+    """Run what is missing; returns what was lost."""
+    from benchmarks.commands.progress import View
+
+    draw_images(session)
+    jobs = [job for job in session.jobs if not job.done(session.workspace)]
+    work = {trial.id: trial.work for trial in session.plan.trials}
+    work |= {f"start-{start.key}": trial.work for trial in session.plan.trials for start in trial.spec.starts}
+    done = len(session.plan.trials) - len(session.missing())
+    console.print(f"{session.suite.suite}: {len(session.plan.trials)} trials, {done} done already")
+    place = session.workspace
+    with place.lock("mlflow", wait=False) as only_writer, View(console, jobs, work, place.records) as view:
+        tracker = tracker_for(session, tracking_uri) if only_writer else None
+        lost = run_jobs(engine, jobs, place, Mirrored(session, view, tracker))
+        if tracker:
+            tracker.close()
+    return lost
+
+
+def engine_named(name: str, address: str | None, suite: Suite) -> Engine:
+    if name == "local":
+        from benchmarks.engines.local import LocalEngine
+
+        return LocalEngine(suite.resources)
+    # Read when ray is imported: with no cluster to join, all of it listens on this machine's own address alone.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1" if address else "0"
+    from benchmarks.engines.ray import RayEngine
+
+    return RayEngine(suite.resources, address)
+
+
+@dataclass
+class Mirrored:
+    """Shows progress and mirrors it to MLflow; without a tracker another run on this folder does that."""
+
+    session: Session
+    view: View
+    tracker: Tracker | None
+
+    def progress(self, job: Job, progress: Sequence[Progress]) -> None:
+        self.view.progress(job, progress)
+        if job.is_trial and self.tracker:
+            events = [event for event in progress if event.stage != "pretrain"]
+            if events:
+                self.tracker.progress(self.session.trials[job.key], events)
+
+    def ended(self, job: Job, outcome: Outcome) -> None:
+        self.view.ended(job, outcome)
+        if job.is_trial and self.tracker and (record := self.session.workspace.records.get(job.key)):
+            self.tracker.finished(self.session.trials[job.key], record)
+        if outcome.status == "done" and outcome.message:  # tried again at the end of the run
+            warn(outcome.message)
+
+
+def draw_images(session: Session) -> None:
+    """Have generated images on disk before any job needs them."""
+    data, folder = session.suite.data, session.workspace.data
+    if isinstance(data, ProceduralSpec) and folder:
+        from benchmarks.commands.progress import prepare_images
+
+        prepare_images(console, data, folder, warn)
+
+
+def tracker_for(session: Session, uri: str | None, failed: Callable[[str], None] | None = None) -> Tracker:
+    """The suite's mirror at a URI. failed: told what went wrong; by default a warning, for trials go on without it."""
+    from benchmarks.records.tracking import Tracker, default_uri
+
+    def go_on(what: str) -> None:
+        warn(f"{what}; trials go on, `mlflow-sync` rebuilds the view later")
+
+    out = session.workspace.out
+    return Tracker(session.suite, out, uri or default_uri(out), failed or go_on)
+
+
+def say_amiss(session: Session, lost: dict[str, Outcome]) -> bool:
+    """Print what failed or was lost; whether there was any."""
+    records = [session.workspace.records.get(trial.id) for trial in session.plan.trials]
+    failed = [record for record in records if record and record.status in ("failed", "over_ceiling")]
+    names = {job.key: job.label for job in session.jobs}
+    for message, keys in _by_message(lost).items():
+        more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+        what = "error" if lost[keys[0]].wrong_use else "lost"
+        errors.print(f"{what}: {names[keys[0]]}{more}: {message}", markup=False)
+    for record in failed:
+        errors.print(f"{record.status}: {names[record.id]}: {record.result['reason']['message']}", markup=False)
+    return bool(failed or lost)
+
+
+def _by_message(lost: dict[str, Outcome]) -> dict[str, list[str]]:
+    """Lost jobs grouped by what they died of: one missing file may cost a whole suite."""
+    groups: dict[str, list[str]] = {}
+    for key, outcome in lost.items():
+        groups.setdefault(outcome.message, []).append(key)
+    return groups

@@ -1,0 +1,165 @@
+"""What a command works on: a suite, cut down as asked, its plan, and where its files are."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.data.folders import find_folder, fit_classes
+from benchmarks.data.listing import check_manifest
+from benchmarks.engines.jobs import Job, jobs_of
+from benchmarks.messages import SuiteError, explain_yaml
+from benchmarks.planning import Plan, Trial, plan
+from benchmarks.records.workspace import Workspace
+from benchmarks.suites.suite import Suite, load_suite, require_fit, select
+
+
+@dataclass
+class Session:
+    """What most commands need: the suite, its plan and where its files are."""
+
+    suite: Suite
+    plan: Plan
+    workspace: Workspace
+
+    @property
+    def jobs(self) -> list[Job]:
+        return jobs_of(self.plan)
+
+    @property
+    def trials(self) -> dict[str, Trial]:
+        return {trial.id: trial for trial in self.plan.trials}
+
+    def missing(self) -> list[Trial]:
+        return [trial for trial in self.plan.trials if self.workspace.records.get(trial.id) is None]
+
+    def placed(self) -> Workspace:
+        """The workspace on a GPU if the suite asks for one and there is one."""
+        import torch
+
+        return replace(self.workspace, gpu=self.suite.resources.gpus > 0 and torch.cuda.is_available())
+
+    def find(self, beginning: str) -> Trial:
+        """The trial whose id begins so. Raises SuiteError unless there is exactly one."""
+        matches = [trial for trial in self.plan.trials if trial.id.startswith(beginning)]
+        if len(matches) != 1:
+            what = "no trial" if not matches else f"{len(matches)} trials"
+            name = self.suite.suite
+            raise SuiteError(f"{what} of {name} with an id that begins with {beginning!r}; `plan` lists them")
+        return matches[0]
+
+    def forget_failures(self) -> list[str]:
+        """Move failed records aside, so that their trials run again; returns the trials' ids."""
+        records = self.workspace.records
+        failed = [
+            trial.id
+            for trial in self.plan.trials
+            if (record := records.get(trial.id)) is not None and record.status == "failed"
+        ]
+        for path in map(records.path, failed):
+            path.rename(path.with_suffix(".failed"))
+        return failed
+
+
+def open_session(
+    suite: str,
+    out: Path,
+    data: Path | None,
+    methods: str = "",
+    models: str = "",
+    seeds: str = "",
+    overrides: Sequence[str] = (),
+    *,
+    needs_data: bool = True,
+    **workspace: Any,
+) -> Session:
+    """Load, cut down and plan a suite. Raises SuiteError and DataError.
+
+    Whether published weights fit is looked at here, once it is known how many classes the folder has.
+    """
+    chosen = load_suite(suite, dict(assignment(text) for text in overrides))
+    rows, networks = _parts("--methods", methods), _parts("--models", models)
+    chosen = select(chosen, methods=rows, models=networks, seeds=_seeds(seeds))
+    folder = find_folder(chosen.data.dataset, data) if needs_data or data else None
+    chosen = chosen.model_copy(update={"data": fit_classes(chosen.data, folder)})
+    resources = chosen.resources
+    settings = {
+        "threads": resources.threads,
+        "compile": resources.compile,
+        "ranks": resources.workers_per_trial,
+        "loaders": resources.loaders_for(chosen.data.dataset),
+        "checkpoint_seconds": resources.checkpoint_seconds,
+        **workspace,
+    }
+    place = Workspace(out, chosen.suite, folder and folder.resolve(), **settings)
+    if needs_data and folder is not None and chosen.data.dataset == "imagefolder":
+        check_manifest(chosen.data, folder, allow_bad_images=place.allow_bad_images)
+    found = plan(chosen)
+    for start in found.starts:
+        if start.pretraining is None:
+            require_fit(start.model, start.data)
+    return Session(chosen, found, place)
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """`key=value`, as --set has it. Raises SuiteError.
+
+    >>> assignment("recipe.batch_size=32")
+    ('recipe.batch_size', 32)
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise SuiteError(f"--set {text!r}: write key=value, such as recipe.batch_size=32")
+    try:
+        return key, yaml.safe_load(value)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise SuiteError(f"--set {text!r}: {explain_yaml(error)}") from None
+
+
+def _parts(option: str, text: str) -> list[str]:
+    """What an option names, each once. Raises SuiteError for a comma with nothing before or behind it."""
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if "" in parts:
+        raise SuiteError(f"{option} {text!r}: nothing stands between two commas, or beside one; leave that comma out")
+    return list(dict.fromkeys(parts))
+
+
+def _seeds(text: str) -> list[int]:
+    seeds = _parts("--seeds", text)
+    if not all(seed.isdecimal() for seed in seeds):
+        raise SuiteError(f"--seeds {text!r}: write whole numbers from 0 on, separated by commas, such as 0,1,2")
+    return list(dict.fromkeys(map(int, seeds)))
+
+
+def shares_of(text: str, epochs: float) -> dict[float, float]:
+    """Share -> epochs, ascending. Raises SuiteError.
+
+    >>> shares_of("1,0.5", 9)
+    {0.5: 4.5, 1.0: 9.0}
+    """
+    try:
+        shares = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        shares = []
+    if len(shares) < 2 or not all(0 < share < float("inf") for share in shares):
+        raise SuiteError(
+            f"--shares {text!r}: write two or more different numbers above 0 separated by commas, such as 0.25,0.5,1,2"
+        )
+    return {share: share * epochs for share in shares}
+
+
+def check_writable(out: Path) -> None:
+    """Raises SuiteError for an output folder that cannot be written to."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=out) as file:
+            file.write(b"\0" * 4096)
+    except OSError as error:
+        raise SuiteError(
+            f"cannot write to the output folder {out}: {error.strerror}; choose another with --out"
+        ) from None

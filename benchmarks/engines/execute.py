@@ -1,0 +1,28 @@
+"""What a worker does with a job that it is given, with whichever engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from benchmarks.engines.jobs import Job, Outcome
+from benchmarks.engines.one_process import work
+from benchmarks.records.workspace import Workspace
+
+if TYPE_CHECKING:
+    from benchmarks.trials.training import Progress
+
+
+def execute(job: Job, workspace: Workspace) -> Iterator[Progress | Outcome]:
+    """Run one job under its lock: progress while it lasts, then its outcome."""
+    from benchmarks.engines.keeping import Keeper
+    from benchmarks.engines.several_processes import together
+
+    with workspace.lock(job.key, wait=False) as mine:
+        if not mine:
+            yield Outcome("busy")
+            return
+        if job.done(workspace):
+            yield Keeper(job, workspace, workspace.storage).done()
+            return
+        yield from work(job, workspace) if workspace.ranks == 1 else together(job, workspace)

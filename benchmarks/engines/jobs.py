@@ -1,0 +1,67 @@
+"""What an engine is given to do, float starts and trials, and how it ends. Free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from benchmarks.planning import Plan
+from benchmarks.records.workspace import Workspace
+from benchmarks.suites.spec import StartSpec, TrialSpec
+
+
+@dataclass(frozen=True)
+class Job:
+    """A float start or a trial. key: its lock, alike in every process."""
+
+    key: str
+    label: str
+    spec: TrialSpec | StartSpec
+
+    @property
+    def is_trial(self) -> bool:
+        return isinstance(self.spec, TrialSpec)
+
+    @property
+    def with_starts(self) -> list[Job]:
+        """The float starts that a trial makes where they are missing, then itself; of a start itself alone."""
+        starts = self.spec.starts if isinstance(self.spec, TrialSpec) else ()
+        return [*(Job(f"start-{start.key}", self.label, start) for start in starts), self]
+
+    def done(self, workspace: Workspace) -> bool:
+        """Whether its result is on disk. Raises RecordError for a damaged record."""
+        if isinstance(self.spec, TrialSpec):
+            return workspace.records.get(self.key) is not None
+        return workspace.start(self.spec.key).exists()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"key": self.key, "label": self.label, "trial": self.is_trial, "spec": self.spec.model_dump(mode="json")}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Job:
+        kind = TrialSpec if data["trial"] else StartSpec
+        return cls(data["key"], data["label"], kind.model_validate(data["spec"]))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended. lost: by no fault of a method, and without a record; busy: another run has it.
+
+    message: of a job that is done, why its result is not at the storage. wrong_use: lost because the suite asks for
+    what cannot be, and so it would be again.
+    """
+
+    status: Literal["done", "busy", "lost"]
+    message: str = ""
+    wrong_use: bool = False
+
+
+def jobs_of(plan: Plan) -> list[Job]:
+    """Float starts before the trials that need them, long ones first, so that no core waits at the end."""
+    longest = {start.key: trial.work for trial in plan.trials for start in trial.spec.starts}
+    starts = sorted(plan.starts, key=lambda start: -longest[start.key])
+    names = {start.key: f"{start.model.name} · float start · seed {start.seed}" for start in starts}
+    trials = sorted(plan.trials, key=lambda trial: -trial.work)
+    return [Job(f"start-{start.key}", names[start.key], start) for start in starts] + [
+        Job(trial.id, trial.label, trial.spec) for trial in trials
+    ]

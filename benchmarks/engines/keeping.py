@@ -1,0 +1,78 @@
+"""What the process that works on a job keeps at the storage, and what it fetches from there before."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import closing
+
+from benchmarks.engines.jobs import Job, Outcome
+from benchmarks.engines.storage import Storage, StorageError
+from benchmarks.records.workspace import Workspace
+from benchmarks.stopping import StoppedError
+from benchmarks.terminal import warn
+from benchmarks.trials.checkpoint import Saver
+from benchmarks.trials.training import Progress
+
+KEEP_SECONDS = 300.0
+"""How often a checkpoint is kept at the storage; less often where that takes long, as the trial waits for it."""
+
+
+class Keeper:
+    """A job's files between here and a storage; without a URL it does nothing."""
+
+    def __init__(self, job: Job, workspace: Workspace, url: str | None) -> None:
+        self.job, self.workspace, self.url = job, workspace, url
+        self.unkept = [job]
+        """What is to be kept: the job, and float starts that are not at the storage."""
+
+    def fetch(self) -> None:
+        """Bring the job's result, else what it can go on from. Raises StorageError, or SuiteError for a bad record."""
+        if self.url is None:
+            return
+        storage, parts = Storage.at(self.url), self.job.with_starts
+        storage.fetch(parts, self.workspace)
+        missing = [part for part in parts if not part.done(self.workspace)]
+        self.unkept = [
+            part for part in parts if part is self.job or part in missing or not storage.has(part, self.workspace)
+        ]
+        for part in missing:
+            storage.fetch_checkpoint(part, self.workspace)
+
+    def along(self, steps: Generator[Progress, None, object]) -> Generator[Progress, None, None]:
+        """Pass progress on; keep checkpoints now and then, and the last one when told to stop."""
+        saver = Saver(KEEP_SECONDS, self._keep_or_warn)
+        with closing(steps):
+            try:
+                for progress in steps:
+                    yield progress
+                    if self.url and saver.due:
+                        saver.now()
+            except StoppedError:
+                self._keep_or_warn()
+                raise
+
+    def done(self) -> Outcome:
+        """Keep the result; how the job ended, with what went wrong in keeping it."""
+        try:
+            self._keep()
+        except StorageError as error:
+            return Outcome("done", str(error))
+        return Outcome("done")
+
+    def _keep_or_warn(self) -> None:
+        try:
+            self._keep()
+        except StorageError as error:
+            warn(str(error))
+
+    def _keep(self) -> None:
+        """Results that there are by now, which are kept once, and checkpoints of what is under way."""
+        if self.url is None:
+            return
+        storage = Storage.at(self.url)
+        for part in [*self.unkept]:
+            if part.done(self.workspace):
+                storage.keep([part], self.workspace)
+                self.unkept.remove(part)
+            else:
+                storage.keep_checkpoint(part, self.workspace)

@@ -1,0 +1,52 @@
+"""A job, or one rank's part of it, done in this process. Torch is imported when there is something to do."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING
+
+from benchmarks.engines.jobs import Job, Outcome
+from benchmarks.messages import SuiteError
+from benchmarks.records.workspace import Workspace
+from benchmarks.suites.spec import TrialSpec
+
+if TYPE_CHECKING:
+    from benchmarks.ranks import Ranks
+    from benchmarks.trials.training import Progress
+
+
+def work(job: Job, workspace: Workspace, ranks: Ranks | None = None) -> Iterator[Progress | Outcome]:
+    """Do a job, or one rank's part of it, unless it is done; its lock is held by whoever calls.
+
+    Raises DeviceLostError where this process can do no other job either.
+    """
+    from benchmarks.engines.keeping import Keeper
+    from benchmarks.ranks import ALONE
+    from benchmarks.trials import trial
+    from benchmarks.trials.environment import configure_torch
+    from benchmarks.trials.faults import machine_s_fault, require_device
+    from benchmarks.trials.float_start import float_start
+    from benchmarks.trials.training import DivergedError
+
+    ranks = ranks or ALONE
+    keeper = Keeper(job, workspace, None if ranks.rank else workspace.storage)
+    try:
+        keeper.fetch()
+        if ranks.decided(ranks.rank == 0 and job.done(workspace)):  # by processes of which another died afterwards
+            yield keeper.done()
+            return
+        steps: Generator[Progress, None, object]
+        if isinstance(job.spec, TrialSpec):
+            steps = trial.run(job.spec, workspace, ranks)
+        else:
+            configure_torch(workspace.threads, workspace.device)
+            steps = float_start(job.spec, workspace, workspace.load_data(job.spec.data), ranks)
+        yield from keeper.along(steps)
+    except Exception as error:
+        if not (isinstance(error, DivergedError) or machine_s_fault(error)):
+            raise
+        require_device(workspace.device, error)
+        yield Outcome("lost", str(error) or traceback.format_exc(), isinstance(error, SuiteError))
+        return
+    yield keeper.done()

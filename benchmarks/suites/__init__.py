@@ -1,0 +1,1 @@
+"""What is compared: suites, their rows, and trials' specifications. Free of torch."""

@@ -1,0 +1,78 @@
+"""Which errors are the machine's and which the method's.
+
+The machine's leave no record: the trial is lost, and the same command runs it again.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.data.folders import DataError
+from benchmarks.messages import SuiteError
+from benchmarks.ranks import RankLostError, RanksDifferError
+from benchmarks.trials.checkpoint import CheckpointError
+
+
+class DeviceLostError(OSError):
+    """This process can use its GPU no more; another can, and goes on from the checkpoint."""
+
+
+INFRASTRUCTURE = (
+    OSError,
+    MemoryError,
+    torch.OutOfMemoryError,
+    torch.AcceleratorError,
+    torch.distributed.DistError,
+    CheckpointError,
+    DataError,
+    SuiteError,
+    RankLostError,
+    RanksDifferError,
+)
+"""Kinds of error that say nothing about a method."""
+
+_MACHINE = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "bad_alloc",
+    "DataLoader worker",
+    "Pin memory thread exited unexpectedly",
+    "unable to open shared memory object",
+    "Too many open files",
+    "CUDA error",
+    "CUDA driver error",
+    "No CUDA GPUs are available",
+    "Found no NVIDIA driver",
+    "unable to find an engine to execute this computation",
+    "cuDNN error",
+    "CUDNN_STATUS_",
+    "CUBLAS_STATUS_",
+    "NCCL",
+)
+
+_COMPILER = "torch._dynamo.exc.BackendCompilerFailed"
+"""What its errors descend from; named here, as its import takes seconds."""
+
+
+def machine_s_fault(error: Exception) -> bool:
+    """Whether an error says nothing about a method.
+
+    So do torch's RuntimeErrors that memory was short, that a GPU, its libraries or a compiler failed, or that a process
+    which loads images was killed; the latter is raised by a signal, wherever the trial happens to be.
+    """
+    if isinstance(error, INFRASTRUCTURE):
+        return True
+    if any(f"{kind.__module__}.{kind.__qualname__}" == _COMPILER for kind in type(error).__mro__):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _MACHINE)
+
+
+def require_device(device: str, error: Exception) -> None:
+    """Raises DeviceLostError where all later work on a GPU would fail as this did: some errors stay with a process."""
+    if not device.startswith("cuda"):
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        said = str(error).partition("\n")[0]
+        raise DeviceLostError(f"the GPU is lost to this process ({said})") from error

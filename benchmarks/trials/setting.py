@@ -1,0 +1,100 @@
+"""What a trial sets before a method: the network, made quantizable, and the two budgets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from benchmarks.data import Dataset
+from benchmarks.data.stream import stream_seed
+from benchmarks.ledgers import ledger_for
+from benchmarks.models import build_model
+from benchmarks.ranks import ALONE, Ranks
+from benchmarks.suites.spec import TrialSpec
+from benchmarks.trials.compute import Account
+from benchmarks.trials.problem import Problem
+from benchmarks.trials.training import WeightTraining
+from methods.quantization.convert import QuantizerOptions, convert
+from methods.quantization.cost import Ledger, uniform_bits, with_pins
+from methods.quantization.modules import initialise_activation_steps, initialise_weight_steps, quantization_off
+from methods.quantization.policy import Candidates
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A trial's data and networks, in hand. start: state of the float network; teacher: None without distillation.
+
+    loaders: processes that load images ahead. ranks: the processes that train the trial together.
+    """
+
+    spec: TrialSpec
+    data: Dataset
+    start: dict[str, torch.Tensor]
+    device: torch.device
+    teacher: nn.Module | None = None
+    loaders: int = 0
+    ranks: Ranks = ALONE
+
+    @property
+    def ledger(self) -> Ledger:
+        return ledger_for(self.spec.model, self.spec.data)
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps in one recipe epoch."""
+        return len(self.data.train) // self.spec.recipe.batch_size
+
+    def problem(self, candidates: Candidates, seed: int, account: Account | None = None) -> Problem:
+        """A fresh quantizable network from the float start, steps initialised, and the harness around it."""
+        spec, ledger = self.spec, self.ledger
+        with torch.random.fork_rng(devices=[]):
+            model = build_model(spec.model, spec.data).to(self.device)
+        model.load_state_dict(self.start)
+        convert(model, ledger, candidates, quantizer_options(spec))
+        model.to(self.device)
+        problem = Problem(
+            model=model,
+            ledger=ledger,
+            candidates=candidates,
+            ceiling=spec.ceiling_bops or 0,
+            recipe=spec.recipe,
+            seed=seed,
+            train=self.data.train,
+            device=self.device,
+            account=account or Account(0, 0, 0.0),
+            teacher=self.teacher,
+            augments=spec.data.augment != "none",
+            loaders=self.loaders,
+            ranks=self.ranks,
+        )
+        initialise_weight_steps(model)
+        torch.manual_seed(stream_seed(spec.seed, "calibration/dropout"))
+        first = problem.batches(WeightTraining.PHASE, "finetune").next()
+        initialise_activation_steps(model, [micro.images for micro in first])
+        return problem
+
+    def account(self, problem: Problem) -> Account:
+        """E recipe epochs at the measured price of one fine-tuning step of the quantized network."""
+        spec = self.spec
+        lowest = uniform_bits(self.ledger, spec.space.weights[0], spec.space.activations[0])
+        problem.trainee = WeightTraining(problem, with_pins(self.ledger, lowest), total=1)
+        per_image = problem.price_per_image(WeightTraining.PHASE)
+        problem.trainee = None  # else a method that plans while it is built would have weight training's prices
+        quantization_off(problem.model)
+        images = self.epoch_steps * spec.recipe.batch_size
+        granted, compute = round(spec.compute.epochs * images) * per_image, spec.compute
+        return Account(granted, images * per_image, compute.search_share, free_search=compute.free_search)
+
+
+def quantizer_options(spec: TrialSpec) -> QuantizerOptions:
+    quantizer = spec.quantizer
+    return QuantizerOptions(
+        gradient_scale=quantizer.gradient_scale,
+        narrow=quantizer.signed == "narrow",
+        pad_with_zero=quantizer.padding == "zero",
+        parameterisation=quantizer.parameterisation,
+        sigmoid=quantizer.sigmoid,
+        integer_offset=quantizer.offset == "integer",
+    )

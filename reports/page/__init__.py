@@ -1,0 +1,1 @@
+"""The report's files: page, Markdown, CSV, BibTeX."""

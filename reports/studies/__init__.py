@@ -1,0 +1,1 @@
+"""Single questions, asked from the command line."""

@@ -1,0 +1,126 @@
+"""MetaMix's claims, one table each: `python -m reports.studies.ablation FOLDER`, the records of `metamix-ablation`.
+
+Means over seeds with 95 % t-intervals, differences paired by seed, a table per network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.records.record import Record, Records
+from methods import load_method
+from reports.numbers.display import NOTHING, interval, paired, percent
+from reports.numbers.statistics import Mean, mean_interval, paired_difference
+
+METHOD = "metamix"
+DIAGNOSTIC = "statistics_batches"
+
+Trials = dict[str, dict[int, Record]]
+"""Finished trials of one network by row and seed."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    by_model = trials_of(Records(folder))
+    if not any(METHOD in rows for rows in by_model.values()):
+        parser.exit(2, f"error: no finished trials of {METHOD} with its default options in {folder}\n")
+    for model, rows in sorted(by_model.items()):
+        print("\n".join([*accuracies(model, rows), "", *discrepancies(rows)]))
+
+
+def trials_of(records: Records) -> dict[str, Trials]:
+    """Finished trials by network, row and seed; of several draws the first."""
+    by_model: dict[str, Trials] = {}
+    for record in sorted(records, key=lambda record: record.trial_spec.draw):
+        if record.status == "ok":
+            spec = record.trial_spec
+            rows = by_model.setdefault(f"{spec.model.name} x{spec.model.width:g}", {})
+            rows.setdefault(row_of(record), {}).setdefault(spec.seed, record)
+    return by_model
+
+
+def row_of(record: Record) -> str:
+    """The method and each option that it has otherwise than by default: `metamix, branches highest`."""
+    method = record.trial_spec.method
+    default = load_method(method.name).Options().model_dump(mode="json")
+    others = {key: value for key, value in method.options.items() if key != DIAGNOSTIC and value != default[key]}
+    return ", ".join([method.name, *(f"{key} {str(value).lower()}" for key, value in sorted(others.items()))])
+
+
+def accuracies(model: str, rows: Trials) -> Iterator[str]:
+    """Claims (b) and (c): what each option costs in accuracy."""
+    reference = _accuracy(rows.get(METHOD, {}))
+    chance = _accuracy(rows.get("random", {}))
+    yield f"| {model} | test accuracy, % | minus {METHOD}, points, paired | minus random, points, paired |"
+    yield "|---|---:|---:|---:|"
+    for row in sorted(rows, key=lambda row: (row.startswith(METHOD), row != METHOD, row)):
+        found = _accuracy(rows[row])
+        less = [NOTHING if found == other else paired(paired_difference(found, other)) for other in (reference, chance)]
+        yield f"| {row} | {_percent(mean_interval(list(found.values())))} | {' | '.join(less)} |"
+
+
+def _accuracy(trials: Mapping[int, Record]) -> dict[int, float]:
+    return {seed: record.result["metrics"]["test_accuracy"] for seed, record in trials.items()}
+
+
+def _percent(mean: Mean) -> str:
+    return f"{percent(mean.value)}{interval(mean.interval)}, n = {mean.n}"
+
+
+def discrepancies(rows: Trials) -> Iterator[str]:
+    """Claim (a): how far batch norms' variances at a width are from those at the highest, before and after.
+
+    The number is the mean over channels, then over batch norms, of |ln(variance / variance at the highest width)|.
+    """
+    found = {row: shifts for row, trials in rows.items() if (shifts := _shifts(trials))}
+    widths = sorted({int(width) for shifts in found.values() for when in shifts.values() for width in when})
+    if not widths:
+        return
+    yield "| variances against those at the highest width | " + " | ".join(f"{width} bits" for width in widths) + " |"
+    yield "|---|" + "---:|" * len(widths)
+    for row, shifts in sorted(found.items(), key=lambda item: (item[0] != METHOD, item[0])):
+        for when in ("before", "after"):
+            cells = [_plain(mean_interval(list(shifts[when][str(width)].values()))) for width in widths]
+            yield f"| {row}, {when} | {' | '.join(cells)} |"
+        changes = [_change(shifts["after"][str(width)], shifts["before"][str(width)]) for width in widths]
+        yield f"| {row}, after − before, paired | {' | '.join(changes)} |"
+    if plain := found.get(f"{METHOD}, branches highest"):
+        ours = found.get(METHOD, {"after": {}})["after"]
+        changes = [_change(ours.get(str(width), {}), plain["after"][str(width)]) for width in widths]
+        yield f"| {METHOD} − {METHOD}, branches highest, after, paired | {' | '.join(changes)} |"
+    yield ""
+
+
+def _shifts(trials: Mapping[int, Record]) -> dict[str, dict[str, dict[int, float]]]:
+    """before/after -> width -> seed -> mean over batch norms."""
+    shifts: dict[str, dict[str, dict[int, float]]] = {}
+    for seed, record in trials.items():
+        variances: Mapping[str, Any] = record.result["search"].get("variances", {})
+        for when, layers in variances.items():
+            for width in next(iter(layers.values()), {}):
+                values = [layer[width] for layer in layers.values()]
+                shifts.setdefault(when, {}).setdefault(width, {})[seed] = math.fsum(values) / len(values)
+    return shifts
+
+
+def _plain(mean: Mean) -> str:
+    bounds = f" [{mean.interval.low:.3f}, {mean.interval.high:.3f}]" if mean.interval else ""
+    return f"{mean.value:.3f}{bounds}"
+
+
+def _change(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:
+    less = paired_difference(ours, theirs)
+    if less is None or less.interval is None:
+        return NOTHING
+    signed = [f"{value:+.3f}".replace("-", "−") for value in (less.value, less.interval.low, less.interval.high)]
+    return f"{signed[0]} [{signed[1]}, {signed[2]}]"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Measured numbers against published and shipped ones."""
