@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+import methods.quantization.strided_pointwise  # noqa: F401 (registers a kernel for every convolution's gradients)
 from methods.quantization.activations import Activation, HardSigmoid, HardSwish, ReLU, ReLU6
 from methods.quantization.cost import PINNED_BITS, Layer, Ledger
 from methods.quantization.fake_quant import GradientScale
