@@ -82,8 +82,10 @@ def _seen(network: nn.Module, size: int) -> Iterator[Shape]:
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, nn.Conv2d)
-        pair: Any = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-        seen.append(Shape(*inputs[0].shape[1:], layer.out_channels, *pair, layer.groups))
+        _, channels, height, width = inputs[0].shape
+        found: Any = layer  # a size that was given as a pair is typed as any number of them
+        size = channels, height, width, layer.out_channels
+        seen.append(Shape(*size, found.kernel_size, found.stride, found.padding, found.dilation, layer.groups))
 
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
@@ -135,13 +137,19 @@ def errors_of(shape: Shape, images: int, *, channels_last: bool) -> list[float]:
     weight = torch.randn(shape.filters, shape.channels // shape.groups, *shape.kernel)
     ours = [tensor.to(memory_format=memory).requires_grad_() for tensor in (x, weight)]
     exact = [tensor.double().requires_grad_() for tensor in (x, weight)]
-    settings = (None, shape.stride, shape.padding, shape.dilation, shape.groups)
-    out, reference = F.conv2d(*ours, *settings), F.conv2d(*exact, *settings)
+    out, reference = (
+        F.conv2d(inputs, filters, None, shape.stride, shape.padding, shape.dilation, shape.groups)
+        for inputs, filters in (ours, exact)
+    )
     gradient = torch.randn_like(out)
     out.backward(gradient)
     reference.backward(gradient.double())
     pairs = [(out, reference), *((own.grad, true.grad) for own, true in zip(ours, exact, strict=True))]
-    return [float((own - true).abs().max() / true.abs().max()) for own, true in pairs if own is not None]
+    return [
+        float((own - true).abs().max() / true.abs().max())
+        for own, true in pairs
+        if own is not None and true is not None
+    ]
 
 
 if __name__ == "__main__":
