@@ -18,8 +18,8 @@ from benchmarks.commands.run import engine_named, run_missing, say_amiss, tracke
 from benchmarks.commands.session import Session, assignment, check_writable, open_session, shares_of
 from benchmarks.data.folders import DataError
 from benchmarks.engines import EngineError, run_jobs
-from benchmarks.engines.jobs import Outcome
 from benchmarks.engines.storage import Storage, StorageError
+from benchmarks.events import Outcome
 from benchmarks.messages import SuiteError, unknown
 from benchmarks.records.record import Record, RecordError, Records
 from benchmarks.suites.rows import MethodEntry, options_of

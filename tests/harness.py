@@ -22,8 +22,9 @@ import yaml
 
 import runner
 from benchmarks.engines import run_jobs
-from benchmarks.engines.jobs import Job, Outcome, jobs_of
+from benchmarks.engines.jobs import Job, jobs_of
 from benchmarks.engines.local import LocalEngine
+from benchmarks.events import Outcome
 from benchmarks.planning import plan
 from benchmarks.records.workspace import Workspace
 from benchmarks.suites.suite import Suite, load_suite

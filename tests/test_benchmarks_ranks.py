@@ -17,10 +17,11 @@ from benchmarks.data.opening import load_dataset
 from benchmarks.data.stream import Stream
 from benchmarks.engines import run_jobs
 from benchmarks.engines.execute import execute
-from benchmarks.engines.jobs import Job, Outcome, jobs_of
+from benchmarks.engines.jobs import Job, jobs_of
 from benchmarks.engines.local import LocalEngine
 from benchmarks.engines.one_process import work
 from benchmarks.engines.several_processes import together
+from benchmarks.events import Outcome
 from benchmarks.messages import SuiteError
 from benchmarks.planning import plan
 from benchmarks.ranks import ALONE, Ranks, RanksDifferError, joined

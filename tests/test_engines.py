@@ -19,15 +19,15 @@ from rich.console import Console
 from benchmarks import engines, stopping
 from benchmarks.commands.progress import View
 from benchmarks.engines import EngineError, Observer, run_jobs
-from benchmarks.engines.jobs import Job, Outcome, jobs_of
+from benchmarks.engines.jobs import Job, jobs_of
 from benchmarks.engines.local import LocalEngine
+from benchmarks.events import Outcome, Progress
 from benchmarks.planning import plan
 from benchmarks.records.record import Records
 from benchmarks.records.workspace import Workspace
 from benchmarks.suites.suite import Resources
 from benchmarks.trials import trial
 from benchmarks.trials.faults import DeviceLostError
-from benchmarks.trials.training import Progress
 from tests.harness import ROOT, tiny_suite
 
 SMALL, LARGE, GPU = {"CPU": 4.0}, {"CPU": 64.0}, {"CPU": 4.0, "GPU": 1.0}

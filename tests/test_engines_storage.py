@@ -23,13 +23,13 @@ from benchmarks import engines
 from benchmarks.commands.progress import View
 from benchmarks.engines import Observer, keeping, run_jobs
 from benchmarks.engines.execute import execute
-from benchmarks.engines.jobs import Job, Outcome, jobs_of
+from benchmarks.engines.jobs import Job, jobs_of
 from benchmarks.engines.storage import Storage, StorageError
+from benchmarks.events import Outcome, Progress
 from benchmarks.planning import plan
 from benchmarks.records.record import Records
 from benchmarks.records.workspace import Workspace
 from benchmarks.suites.suite import load_suite
-from benchmarks.trials.training import Progress
 from tests.harness import Silent, cli, comparable, copy_float_starts, finished, start, tiny_suite, write_suite
 
 METHODS = "uniform-lsq,random"

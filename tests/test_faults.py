@@ -24,14 +24,15 @@ from benchmarks.commands.progress import View
 from benchmarks.data import preparing
 from benchmarks.data.tree import write_tree
 from benchmarks.engines import run_jobs
-from benchmarks.engines.jobs import Job, Outcome, jobs_of
+from benchmarks.engines.jobs import Job, jobs_of
 from benchmarks.engines.local import LocalEngine
+from benchmarks.events import Outcome, Progress
 from benchmarks.planning import plan
 from benchmarks.records.record import Records
 from benchmarks.records.workspace import Workspace
 from benchmarks.suites.suite import Resources, load_suite
 from benchmarks.trials.checkpoint import previous
-from benchmarks.trials.training import Loop, Progress, WeightTraining
+from benchmarks.trials.training import Loop, WeightTraining
 from methods.quantization.cost import uniform_bits, with_pins
 from tests.harness import (
     ROOT,

@@ -22,6 +22,7 @@ from PIL import Image
 from benchmarks.commands import evaluate as rescoring
 from benchmarks.commands import session
 from benchmarks.data.folders import DATA_VARIABLE
+from benchmarks.events import Progress
 from benchmarks.files import write_text_atomic
 from benchmarks.messages import SuiteError
 from benchmarks.planning import plan
@@ -30,7 +31,6 @@ from benchmarks.records.tracking import Tracker
 from benchmarks.records.workspace import Workspace
 from benchmarks.suites.suite import load_suite
 from benchmarks.trials.evaluation import Score
-from benchmarks.trials.training import Progress
 from benchmarks.trials.trial import run as run_trial
 from tests.fabricated import make_record, write_records
 from tests.harness import (

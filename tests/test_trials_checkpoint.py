@@ -13,10 +13,10 @@ import torch
 
 from benchmarks.engines.execute import execute
 from benchmarks.engines.jobs import jobs_of
+from benchmarks.events import Progress
 from benchmarks.planning import plan
 from benchmarks.records.workspace import Workspace
 from benchmarks.trials import trial
-from benchmarks.trials.training import Progress
 from tests.harness import (
     comparable,
     copy_float_starts,

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -22,12 +21,11 @@ from rich.progress import (
 )
 
 from benchmarks.drawing.presets import SPLITS
-from benchmarks.engines.jobs import Job, Outcome
+from benchmarks.engines.jobs import Job
+from benchmarks.events import Outcome
+from benchmarks.events import Progress as Step
 from benchmarks.records.record import Records
 from benchmarks.suites.spec import ProceduralSpec
-
-if TYPE_CHECKING:
-    from benchmarks.trials.training import Progress as Step
 
 
 @dataclass

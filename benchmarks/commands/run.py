@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from benchmarks.commands.session import Session
 from benchmarks.engines import Engine, run_jobs
-from benchmarks.engines.jobs import Job, Outcome
+from benchmarks.engines.jobs import Job
+from benchmarks.events import Outcome, Progress
 from benchmarks.suites.spec import ProceduralSpec
 from benchmarks.suites.suite import Suite
 from benchmarks.terminal import console, errors, warn
@@ -17,7 +18,6 @@ from benchmarks.terminal import console, errors, warn
 if TYPE_CHECKING:
     from benchmarks.commands.progress import View
     from benchmarks.records.tracking import Tracker
-    from benchmarks.trials.training import Progress
 
 
 def run_missing(session: Session, engine: Engine, tracking_uri: str | None = None) -> dict[str, Outcome]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from benchmarks.engines.jobs import Job, Outcome
+from benchmarks.engines.jobs import Job
+from benchmarks.events import Outcome, Progress
 from benchmarks.messages import SuiteError
 from benchmarks.records.workspace import Workspace
-
-if TYPE_CHECKING:
-    from benchmarks.trials.training import Progress
 
 _POLL_SECONDS = 0.5
 _ARRIVAL_SECONDS = 60.0

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from benchmarks.engines.jobs import Job, Outcome
+from benchmarks.engines.jobs import Job
 from benchmarks.engines.one_process import work
+from benchmarks.events import Outcome, Progress
 from benchmarks.records.workspace import Workspace
-
-if TYPE_CHECKING:
-    from benchmarks.trials.training import Progress
 
 
 def execute(job: Job, workspace: Workspace) -> Iterator[Progress | Outcome]:

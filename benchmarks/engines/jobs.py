@@ -1,9 +1,9 @@
-"""What an engine is given to do, float starts and trials, and how it ends. Free of torch."""
+"""What an engine is given to do: float starts and trials. Free of torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from benchmarks.planning import Plan
 from benchmarks.records.workspace import Workspace
@@ -41,19 +41,6 @@ class Job:
     def from_dict(cls, data: dict[str, Any]) -> Job:
         kind = TrialSpec if data["trial"] else StartSpec
         return cls(data["key"], data["label"], kind.model_validate(data["spec"]))
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a job ended. lost: by no fault of a method, and without a record; busy: another run has it.
-
-    message: of a job that is done, why its result is not at the storage. wrong_use: lost because the suite asks for
-    what cannot be, and so it would be again.
-    """
-
-    status: Literal["done", "busy", "lost"]
-    message: str = ""
-    wrong_use: bool = False
 
 
 def jobs_of(plan: Plan) -> list[Job]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import closing
 
-from benchmarks.engines.jobs import Job, Outcome
+from benchmarks.engines.jobs import Job
 from benchmarks.engines.storage import Storage, StorageError
+from benchmarks.events import Outcome, Progress
 from benchmarks.records.workspace import Workspace
 from benchmarks.stopping import StoppedError
 from benchmarks.terminal import warn
 from benchmarks.trials.checkpoint import Saver
-from benchmarks.trials.training import Progress
 
 KEEP_SECONDS = 300.0
 """How often a checkpoint is kept at the storage; less often where that takes long, as the trial waits for it."""

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from benchmarks.engines import EngineError, Observer
 from benchmarks.engines.execute import execute
-from benchmarks.engines.jobs import Job, Outcome
+from benchmarks.engines.jobs import Job
+from benchmarks.events import Outcome
 from benchmarks.records.workspace import Workspace
 from benchmarks.stopping import heeded
 from benchmarks.suites.suite import Resources

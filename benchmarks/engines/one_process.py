@@ -6,14 +6,14 @@ import traceback
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
-from benchmarks.engines.jobs import Job, Outcome
+from benchmarks.engines.jobs import Job
+from benchmarks.events import Outcome, Progress
 from benchmarks.messages import SuiteError
 from benchmarks.records.workspace import Workspace
 from benchmarks.suites.spec import TrialSpec
 
 if TYPE_CHECKING:
     from benchmarks.ranks import Ranks
-    from benchmarks.trials.training import Progress
 
 
 def work(job: Job, workspace: Workspace, ranks: Ranks | None = None) -> Iterator[Progress | Outcome]:

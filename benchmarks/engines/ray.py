@@ -48,10 +48,11 @@ from ray.tune.integration.ray_train import TuneReportCallback  # noqa: E402
 
 from benchmarks.engines import EngineError, Observer  # noqa: E402
 from benchmarks.engines.execute import execute  # noqa: E402
-from benchmarks.engines.jobs import Job, Outcome  # noqa: E402
+from benchmarks.engines.jobs import Job  # noqa: E402
 from benchmarks.engines.keeping import Keeper  # noqa: E402
 from benchmarks.engines.one_process import work  # noqa: E402
 from benchmarks.engines.storage import Storage  # noqa: E402
+from benchmarks.events import Outcome, Progress  # noqa: E402
 from benchmarks.messages import SuiteError  # noqa: E402
 from benchmarks.ranks import PATIENCE, Ranks, backend_for, join  # noqa: E402
 from benchmarks.records.workspace import Workspace  # noqa: E402
@@ -59,7 +60,6 @@ from benchmarks.stopping import StoppedError, asked, heeded, watch  # noqa: E402
 from benchmarks.suites.suite import Resources  # noqa: E402
 from benchmarks.terminal import warn  # noqa: E402
 from benchmarks.trials.environment import SENT_FROM, require_compiler, source_state  # noqa: E402
-from benchmarks.trials.training import Progress  # noqa: E402
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 _REPORT_SECONDS = 2.0

@@ -13,16 +13,14 @@ from dataclasses import asdict
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from queue import Empty
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from benchmarks.engines.jobs import Job, Outcome
+from benchmarks.engines.jobs import Job
 from benchmarks.engines.one_process import work
+from benchmarks.events import Outcome, Progress
 from benchmarks.ranks import GONE, joined
 from benchmarks.records.workspace import Workspace
 from benchmarks.stopping import StoppedError, asked, end_with_parent, heeded
-
-if TYPE_CHECKING:
-    from benchmarks.trials.training import Progress
 
 RESTARTS = 3
 """How often a job goes on from its checkpoint after a process of its own has died."""

@@ -11,14 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from benchmarks.events import Progress
 from benchmarks.planning import Trial
 from benchmarks.records.record import Record
 from benchmarks.suites.suite import Suite
-
-if TYPE_CHECKING:
-    from benchmarks.trials.training import Progress
 
 _TAG = "trial_id"
 _LAST = "/steps_logged"

@@ -14,6 +14,7 @@ from torch import nn
 
 from benchmarks.data import Dataset
 from benchmarks.data.stream import stream_seed
+from benchmarks.events import Progress
 from benchmarks.models import build_model, published_weights
 from benchmarks.ranks import ALONE, Ranks
 from benchmarks.records.workspace import Workspace
@@ -32,7 +33,7 @@ from benchmarks.trials.checkpoint import (
 from benchmarks.trials.compute import Account
 from benchmarks.trials.evaluation import evaluate, recalibrate_bn
 from benchmarks.trials.problem import Problem
-from benchmarks.trials.training import Loop, Progress, WeightTraining
+from benchmarks.trials.training import Loop, WeightTraining
 
 _TEST_ACCURACY, _SECONDS, _IMAGES, _MACS = "_test_accuracy", "_seconds", "_images", "_macs"
 """Kept beside the weights in the cached state dict; earlier versions kept neither images nor MACs."""

@@ -11,6 +11,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from benchmarks.data.stream import Stream
+from benchmarks.events import Progress
 from benchmarks.trials.problem import Problem, Trainee
 from methods.contract import Batch, Phase
 from methods.quantization.modules import apply_policy, initialise_weight_steps
@@ -21,16 +22,6 @@ _CURVE_POINTS_PER_EPOCH = 10
 
 class DivergedError(Exception):
     """Training gave a loss that is not finite; the trial has failed."""
-
-
-@dataclass
-class Progress:
-    """One step of a trial, as seen from outside. total: steps of this stage, None where nobody knows."""
-
-    stage: str
-    step: int
-    total: int | None
-    row: Mapping[str, Any]
 
 
 def cosine(step: int, total: int, warmup_share: float) -> float:

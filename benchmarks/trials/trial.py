@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from benchmarks.data.stream import stream_seed
+from benchmarks.events import Progress
 from benchmarks.planning import candidates_of
 from benchmarks.ranks import ALONE, Ranks, RanksDifferError
 from benchmarks.records.record import Record, Status
@@ -44,7 +45,7 @@ from benchmarks.trials.float_start import Start, float_start, teacher_network
 from benchmarks.trials.judging import CeilingExceededError, best_of, check_policy, judge, validate
 from benchmarks.trials.problem import Problem
 from benchmarks.trials.setting import Setting
-from benchmarks.trials.training import Loop, Progress, WeightTraining
+from benchmarks.trials.training import Loop, WeightTraining
 from methods import load_method
 from methods.contract import InapplicableError, Method, Searched
 from methods.quantization.cost import Ledger, with_pins
