@@ -16,6 +16,7 @@ from torch import Tensor
 from benchmarks.planning import candidates_of
 from benchmarks.suites.spec import OptimizerSpec, Recipe, Space
 from benchmarks.trials.compute import Account, ForwardMeter
+from benchmarks.trials.harness import Harness
 from benchmarks.trials.problem import Problem
 from benchmarks.trials.training import Loop, WeightTraining
 from methods import load_method
@@ -79,26 +80,26 @@ def make_problem(
     candidates = candidates_of(space, ledger)
     convert(model, ledger, candidates, quantizer)
     train = split(64, 1)
-    problem = Problem(
+    harness = Harness(
         model=model,
-        ledger=ledger,
-        candidates=candidates,
-        ceiling=between(ledger, space, ceiling),
         recipe=recipe,
         seed=seed,
         train=train,
         device=torch.device("cpu"),
-        account=Account(0, 0, 0.0),
     )
     initialise_weight_steps(model)
     initialise_activation_steps(model, [train.images[:8]])
     lowest = uniform_bits(ledger, space.weights[0], space.activations[0])
-    problem.trainee = WeightTraining(problem, with_pins(ledger, lowest), total=1)
-    price = problem.price(WeightTraining.PHASE)
-    problem.trainee = None
+    training = WeightTraining(harness, with_pins(ledger, lowest), total=1)
+    price = harness.price_of(training, WeightTraining.PHASE).macs * recipe.batch_size
     quantization_off(model)
-    problem.account = Account(round(steps * price), price, share)
-    return problem
+    return Problem.of(
+        harness,
+        ledger=ledger,
+        candidates=candidates,
+        ceiling=between(ledger, space, ceiling),
+        account=Account(round(steps * price), price, share),
+    )
 
 
 def between(ledger: Ledger, space: Space, share: float) -> int:
@@ -108,15 +109,12 @@ def between(ledger: Ledger, space: Space, share: float) -> int:
 
 
 def make_method(name: str, problem: Problem, options: Mapping[str, Any] | None = None) -> Method:
-    kind = load_method(name)
-    method = kind(problem, kind.Options.model_validate(dict(options or {})))
-    problem.trainee = method
-    return method
+    return problem.build(load_method(name), options or {})
 
 
 def search(problem: Problem, method: Method) -> Loop:
     """A loop over the method's search, within its share."""
-    return Loop(problem, method, "search", limit=problem.account.search_macs)
+    return Loop(problem, method, "search", problem.account, problem.account.search_macs)
 
 
 def run_search(loop: Loop, steps: int | None = None) -> None:
@@ -154,4 +152,4 @@ def finetuning(problem: Problem, searched: Searched) -> Problem:
     if searched.state is not None:
         own = model.state_dict()
         model.load_state_dict({**own, **{name: value for name, value in searched.state.items() if name in own}})
-    return replace(problem, model=model, meter=None, trainee=None, _prices={}, _soft_labels={})
+    return replace(problem, model=model, meter=None)

@@ -88,7 +88,7 @@ def test_work_outside_the_priced_step_is_caught(cheat: type[MetaMix]) -> None:
 def from_end_to_end(kind: type[MetaMix]) -> Problem:
     problem = make_problem()
     with watched(problem):
-        problem.trainee = method = kind(problem, kind.Options())
+        method = problem.build(kind, {})
         run_search(search(problem, method))
         method.result()
     return problem
@@ -275,7 +275,7 @@ def test_the_split_that_leaks_is_found() -> None:
     ]
     for leak in leaks:
         problem = make_problem()
-        problem.trainee = method = MetaMix(problem, MetaMix.Options())
+        method = problem.build(MetaMix, {})
         leak(method)
         assert any(found is data.test for found in exam.reachable(problem))
 

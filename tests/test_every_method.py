@@ -10,7 +10,7 @@ import io
 import json
 import random
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import benchmarks.trials.setting
 import benchmarks.trials.trial
 from benchmarks.data import Dataset
 from benchmarks.data.opening import load_dataset
@@ -34,6 +33,7 @@ from benchmarks.planning import Plan, plan
 from benchmarks.records.workspace import Workspace
 from benchmarks.suites.spec import Space, canonical_json
 from benchmarks.suites.suite import load_suite
+from benchmarks.trials.harness import Harness
 from benchmarks.trials.problem import Problem
 from benchmarks.trials.training import WeightTraining
 from methods import METHODS, load_method
@@ -246,7 +246,7 @@ def test_it_is_charged_what_its_work_costs_by_layer_shapes(searching: Examinee) 
     # Stride 1: torch's second derivative of a strided convolution computes a larger kernel's and cuts it.
     problem = make_problem(blocks=[replace(block, stride=1) for block in BLOCKS])
     method = searching.on(problem)
-    with tallied() as tally, tally.pausing(problem, "price_per_image"):
+    with tallied() as tally, tally.pausing(problem, "price_of"):
         run_search(search(problem, method))
     assert tally.macs == pytest.approx(problem.account.spent_macs, rel=0.01)
 
@@ -417,12 +417,15 @@ def test_a_killed_trial_ends_as_if_it_had_not_been(each: Examinee, pictures: Fin
 
 def test_the_test_split_is_out_of_reach(each: Examinee, pictures: Finished, tmp_path: Path) -> None:
     (chosen,) = [t for t in plan_of(pictures.suite).trials if t.spec.method.name == each.name]
-    seen: list[Problem] = []
+    seen: list[Harness] = []
     data: list[Dataset] = []
 
-    def problem(*args: Any, **kwargs: Any) -> Problem:
-        seen.append(Problem(*args, **kwargs))
-        return seen[-1]
+    def noting(make: Callable[..., None]) -> Callable[..., None]:
+        def made(self: Harness, **parts: Any) -> None:
+            make(self, **parts)
+            seen.append(self)
+
+        return made
 
     def loaded(*args: Any, **kwargs: Any) -> Dataset:
         data.append(load_dataset(*args, **kwargs))
@@ -430,13 +433,14 @@ def test_the_test_split_is_out_of_reach(each: Examinee, pictures: Finished, tmp_
 
     workspace = fresh(pictures, tmp_path)
     with (
-        mock.patch.object(benchmarks.trials.setting, "Problem", problem),
+        mock.patch.object(Harness, "__init__", noting(Harness.__init__)),
+        mock.patch.object(Problem, "__init__", noting(Problem.__init__)),
         mock.patch("benchmarks.data.opening.load_dataset", loaded),
     ):
         for _ in benchmarks.trials.trial.run(chosen.spec, workspace):
             pass
     hidden = (data[0].validation, data[0].test)
-    assert seen
+    assert any(isinstance(one, Problem) for one in seen)
     for one in seen:
         reached = list(reachable(one))
         assert any(found is data[0].train for found in reached)

@@ -308,7 +308,8 @@ def test_one_method_s_nan_is_its_own_failure_and_the_others_go_on(tmp_path):
 def test_memory_does_not_grow_over_two_thousand_steps():
     problem = make_problem(steps=2_100, share=0.0)
     bits = with_pins(problem.ledger, uniform_bits(problem.ledger, 4, 4))
-    loop = Loop(problem, WeightTraining(problem, bits, total=2_000), "finetune", limit=problem.account.granted_macs)
+    training, account = WeightTraining(problem, bits, total=2_000), problem.account
+    loop = Loop(problem, training, "finetune", account, account.granted_macs)
     resident = []
     for progress in loop.run():
         if progress.step % 500 == 0:

@@ -91,14 +91,12 @@ def test_a_teachers_forward_is_part_of_a_steps_price():
     prices = []
     for problem in (plain, taught):
         problem._prices.clear()
-        problem.trainee = WeightTraining(problem, policy, total=1)
-        prices.append(problem.price_per_image(WeightTraining.PHASE))
+        prices.append(problem.price_of(WeightTraining(problem, policy, total=1), WeightTraining.PHASE))
     images = some_batch(taught)[0].images
     with torch.no_grad():
         forward = measure_macs(lambda: teacher.network(images)) // len(images)
-    assert prices[1] - prices[0] == forward
-    assert taught.teacher_price_per_image(WeightTraining.PHASE) == forward
-    assert plain.teacher_price_per_image(WeightTraining.PHASE) == 0
+    assert prices[1].macs - prices[0].macs == forward
+    assert [price.teacher for price in prices] == [0, forward]
 
 
 def test_the_account_tells_student_and_teacher_apart():

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.commands.session import open_session
 from benchmarks.ranks import Ranks
 from benchmarks.trials import timing as estimating
-from benchmarks.trials.problem import Problem
+from benchmarks.trials.harness import Harness
 from benchmarks.trials.timing import Compiling, Estimate, compiling, estimate
 from tests.harness import TINY, cli, write_suite
 
@@ -69,13 +69,13 @@ def test_validations_on_the_way_are_counted(opened, monkeypatch):
 
 def test_images_are_loaded_as_in_a_trial_and_ranks_do_their_share(opened, monkeypatch):
     session, asked = opened("uniform-lsq", "resources.loaders=1", "resources.workers_per_trial=2"), []
-    batches = Problem.batches
+    batches = Harness.batches
 
     def noted(self, phase, stage, *rest, **how):
         asked.append((stage, how))
         return batches(self, phase, stage, *rest, **how)
 
-    monkeypatch.setattr(Problem, "batches", noted)
+    monkeypatch.setattr(Harness, "batches", noted)
     found = measured(session, monkeypatch, itertools.repeat(1.0))
     timed = [how for stage, how in asked if stage == "finetune" and how]
     assert timed

@@ -68,9 +68,8 @@ def test_pricing_a_phase_loads_no_more_images_than_it_uses():
     problem = make_problem(recipe=RECIPE.model_copy(update={"batch_size": 32, "micro_batch": 16}))
     first = problem.batches(WeightTraining.PHASE, "price").next()[0]
     split = Counting(problem.train.images, problem.train.labels)  # type: ignore[attr-defined]
-    problem.train, problem.trainee = split, WeightTraining(problem, None, total=1)
-    problem._prices.clear()
-    assert problem.price(WeightTraining.PHASE) > 0
+    problem.train = split
+    assert problem.price_of(WeightTraining(problem, None, total=1), WeightTraining.PHASE).macs > 0
     assert len(split.loaded) == 8
     assert torch.equal(split.labels[split.loaded], first.labels[:8])  # those that the whole batch begins with
 
@@ -124,7 +123,7 @@ def test_a_search_s_phase_cannot_have_fine_tuning_s_price():
     problem = make_problem()
     training = WeightTraining(problem, with_pins(problem.ledger, uniform_bits(problem.ledger, 4, 4)), total=1)
     with pytest.raises(ValueError, match="cannot be called finetune"):
-        next(Loop(problem, training, "search", limit=problem.account.search_macs).run())
+        next(Loop(problem, training, "search", problem.account, problem.account.search_macs).run())
 
 
 @pytest.mark.parametrize(("share", "total", "first"), [(0.0, 4, 0), (0.5, 4, 2), (0.9, 3, 2), (0.9, 1, 0)])
@@ -133,7 +132,7 @@ def test_weights_are_quantized_from_the_second_stage_on_which_is_never_left_out(
     problem = make_problem(steps=total, share=0.0, recipe=recipe)
     training = WeightTraining(problem, with_pins(problem.ledger, uniform_bits(problem.ledger, 4, 3)), total=total)
     seen = []
-    for _ in Loop(problem, training, "finetune", limit=problem.account.granted_macs).run():
+    for _ in Loop(problem, training, "finetune", problem.account, problem.account.granted_macs).run():
         layers = [layer for name, layer in quant_layers(problem.model).items() if name in problem.candidates]
         seen.append({(layer.weight_quantizer.bits, layer.input_quantizer.bits) for layer in layers})
     assert seen == [{(None, 3)}] * first + [{(4, 3)}] * (total - first)
@@ -161,7 +160,7 @@ def trained(compiled: bool) -> dict[str, Tensor]:
         problem.compile()
     bits = with_pins(problem.ledger, uniform_bits(problem.ledger, 4, 4))
     training = WeightTraining(problem, bits, total=10)
-    for _ in Loop(problem, training, "finetune", limit=problem.account.granted_macs, total=10).run():
+    for _ in Loop(problem, training, "finetune", problem.account, problem.account.granted_macs, total=10).run():
         pass
     return {name: parameter.detach().clone() for name, parameter in problem.model.named_parameters()}
 

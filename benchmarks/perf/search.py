@@ -31,7 +31,7 @@ from benchmarks.suites.spec import OptimizerSpec, Recipe, Space
 from benchmarks.trials.compute import Account
 from benchmarks.trials.problem import Problem
 from methods.contract import MicroBatch
-from methods.metamix import SELECTION, MetaMix, MetaMixOptions
+from methods.metamix import SELECTION, MetaMix
 from methods.quantization.convert import QuantizerOptions, convert, ledger_of, replace_activations
 from methods.quantization.cost import bops, uniform_bits, with_pins
 from methods.quantization.modules import (
@@ -136,8 +136,7 @@ def works_on(network: nn.Module, batch: MicroBatch) -> dict[str, Callable[[], An
     for quantizer in quantizers(mixed.model):
         quantizer.mix(torch.full((len(quantizer.widths),), 1.0 / len(quantizer.widths), device=batch.images.device))
     searching = problem_on(network, batch, _SPACE)
-    metamix = MetaMix(searching, MetaMixOptions())
-    searching.trainee = metamix
+    metamix = searching.build(MetaMix, {})
     probed = problem_on(network, batch, _SPACE)
     probed.model.eval()  # as HAWQ's phase has it
     layers = {layer: quant_layers(probed.model)[layer] for layer in probed.candidates}

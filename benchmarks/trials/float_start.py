@@ -30,9 +30,8 @@ from benchmarks.trials.checkpoint import (
     save_network,
     set_random_state,
 )
-from benchmarks.trials.compute import Account
 from benchmarks.trials.evaluation import evaluate, recalibrate_bn
-from benchmarks.trials.problem import Problem
+from benchmarks.trials.harness import Harness
 from benchmarks.trials.training import Loop, WeightTraining
 
 _TEST_ACCURACY, _SECONDS, _IMAGES, _MACS = "_test_accuracy", "_seconds", "_images", "_macs"
@@ -109,23 +108,19 @@ def _train(
     """Progress; returns the images and MACs of it all, whether or not it has been interrupted."""
     assert spec.pretraining is not None
     recipe, device = spec.pretraining.recipe, torch.device(workspace.device)
-    unlimited = Account(granted_macs=2**62, epoch_macs=1, search_share=0.0)
-    problem = Problem(
+    harness = Harness(
         model=model,
-        ledger=(),
-        candidates={},
-        ceiling=0,
         recipe=recipe,
         seed=stream_seed(spec.seed, "pretrain"),
         train=data.train,
         device=device,
-        account=unlimited,
         augments=spec.data.augment != "none",
         loaders=workspace.loaders,
         ranks=ranks,
     )
     total = spec.pretraining.epochs * (len(data.train) // recipe.batch_size)
-    loop = Loop(problem, WeightTraining(problem, None, total), "finetune", limit=unlimited.granted_macs, total=total)
+    training = WeightTraining(harness, None, total)
+    loop = Loop(harness, training, "finetune", total=total)
 
     def state() -> dict[str, Any]:
         return {"model": model.state_dict(), "loop": loop.state_dict(), "rng": random_state(device)}
@@ -141,4 +136,4 @@ def _train(
         saver.tick()
         yield Progress("pretrain", progress.step, progress.total, progress.row)
     images = loop.step * recipe.batch_size
-    return {_IMAGES: images, _MACS: images * problem.price_per_image(WeightTraining.PHASE)}
+    return {_IMAGES: images, _MACS: images * harness.price_of(training, WeightTraining.PHASE).macs}

@@ -11,9 +11,11 @@ from benchmarks.data import Dataset
 from benchmarks.data.stream import stream_seed
 from benchmarks.ledgers import ledger_for
 from benchmarks.models import build_model
+from benchmarks.planning import candidates_of
 from benchmarks.ranks import ALONE, Ranks
 from benchmarks.suites.spec import TrialSpec
 from benchmarks.trials.compute import Account
+from benchmarks.trials.harness import Harness
 from benchmarks.trials.problem import Problem
 from benchmarks.trials.training import WeightTraining
 from methods.quantization.convert import QuantizerOptions, convert
@@ -46,24 +48,20 @@ class Setting:
         """Steps in one recipe epoch."""
         return len(self.data.train) // self.spec.recipe.batch_size
 
-    def problem(self, candidates: Candidates, seed: int, account: Account | None = None) -> Problem:
+    def harness(self, candidates: Candidates, seed: int) -> Harness:
         """A fresh quantizable network from the float start, steps initialised, and the harness around it."""
-        spec, ledger = self.spec, self.ledger
+        spec = self.spec
         with torch.random.fork_rng(devices=[]):
             model = build_model(spec.model, spec.data).to(self.device)
         model.load_state_dict(self.start)
-        convert(model, ledger, candidates, quantizer_options(spec))
+        convert(model, self.ledger, candidates, quantizer_options(spec))
         model.to(self.device)
-        problem = Problem(
+        harness = Harness(
             model=model,
-            ledger=ledger,
-            candidates=candidates,
-            ceiling=spec.ceiling_bops or 0,
             recipe=spec.recipe,
             seed=seed,
             train=self.data.train,
             device=self.device,
-            account=account or Account(0, 0, 0.0),
             teacher=self.teacher,
             augments=spec.data.augment != "none",
             loaders=self.loaders,
@@ -71,20 +69,26 @@ class Setting:
         )
         initialise_weight_steps(model)
         torch.manual_seed(stream_seed(spec.seed, "calibration/dropout"))
-        first = problem.batches(WeightTraining.PHASE, "finetune").next()
+        first = harness.batches(WeightTraining.PHASE, "finetune").next()
         initialise_activation_steps(model, [micro.images for micro in first])
-        return problem
+        return harness
 
-    def account(self, problem: Problem) -> Account:
+    def problem(self, seed: int) -> Problem:
+        """What the method is given: a fresh network with all the bits of the space, and its account."""
+        candidates = candidates_of(self.spec.space, self.ledger)
+        harness = self.harness(candidates, seed)
+        account, ceiling = self.account(harness), self.spec.ceiling_bops or 0
+        return Problem.of(harness, ledger=self.ledger, candidates=candidates, ceiling=ceiling, account=account)
+
+    def account(self, harness: Harness) -> Account:
         """E recipe epochs at the measured price of one fine-tuning step of the quantized network."""
-        spec = self.spec
+        spec, compute = self.spec, self.spec.compute
         lowest = uniform_bits(self.ledger, spec.space.weights[0], spec.space.activations[0])
-        problem.trainee = WeightTraining(problem, with_pins(self.ledger, lowest), total=1)
-        per_image = problem.price_per_image(WeightTraining.PHASE)
-        problem.trainee = None  # else a method that plans while it is built would have weight training's prices
-        quantization_off(problem.model)
+        training = WeightTraining(harness, with_pins(self.ledger, lowest), total=1)
+        per_image = harness.price_of(training, WeightTraining.PHASE).macs
+        quantization_off(harness.model)
         images = self.epoch_steps * spec.recipe.batch_size
-        granted, compute = round(spec.compute.epochs * images) * per_image, spec.compute
+        granted = round(compute.epochs * images) * per_image
         return Account(granted, images * per_image, compute.search_share, free_search=compute.free_search)
 
 

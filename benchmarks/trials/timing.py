@@ -21,14 +21,14 @@ from benchmarks.data import AHEAD, EVALUATION_BATCH, Subset
 from benchmarks.data.stream import Stream, stream_seed
 from benchmarks.messages import SuiteError
 from benchmarks.models import build_model
-from benchmarks.planning import Plan, Trial, candidates_of
+from benchmarks.planning import Plan, Trial
 from benchmarks.ranks import ALONE, Ranks
 from benchmarks.records.workspace import Workspace
 from benchmarks.suites.spec import StartSpec, TrialSpec, digest
 from benchmarks.suites.suite import Resources
 from benchmarks.trials.environment import configure_torch, require_compiler
 from benchmarks.trials.evaluation import RECALIBRATION_IMAGES, evaluate
-from benchmarks.trials.problem import Problem, Trainee
+from benchmarks.trials.harness import Harness, Trainee
 from benchmarks.trials.setting import Setting
 from benchmarks.trials.training import WeightTraining
 from benchmarks.trials.trial import KEPT_PARAMETERS
@@ -201,14 +201,14 @@ class _Bench:
         """Seconds of a fine-tuning step, the median, and of the first one."""
         ledger, space = self.setting.ledger, self.setting.spec.space
         bits = uniform_bits(ledger, space.weights[0], space.activations[-1])
-        problem = self.setting.problem({name: [pair] for name, pair in bits.items()}, self.setting.spec.seed)
+        harness = self.setting.harness({name: [pair] for name, pair in bits.items()}, self.setting.spec.seed)
         if compiled:
-            problem.compile()
-        training = WeightTraining(problem, with_pins(ledger, bits) if quantized else None, total=self.untimed + _STEPS)
-        problem.model.train()
-        stream = problem.batches(WeightTraining.PHASE, "finetune", loaders=problem.loaders, ranks=self.share)
+            harness.compile()
+        training = WeightTraining(harness, with_pins(ledger, bits) if quantized else None, total=self.untimed + _STEPS)
+        harness.model.train()
+        stream = harness.batches(WeightTraining.PHASE, "finetune", loaders=harness.loaders, ranks=self.share)
 
-        step = partial(_step, problem, training, WeightTraining.PHASE, stream)
+        step = partial(_step, harness, training, WeightTraining.PHASE, stream)
         first, *others = (_timed(self.setting.device, step) for _ in range(self.untimed + _STEPS))
         return median(others[-_STEPS:]), first
 
@@ -256,10 +256,8 @@ def _row(trials: Sequence[Trial], bench: _Bench) -> Row:
 def _search_seconds(spec: TrialSpec, bench: _Bench) -> float:
     """The phases that come once, and for the rest of the share the seconds per MAC of those that come again."""
     setting = replace(bench.setting, spec=spec)
-    problem = setting.problem(candidates_of(setting.spec.space, setting.ledger), setting.spec.seed)
-    account = problem.account = setting.account(problem)
-    kind = load_method(setting.spec.method.name)
-    problem.trainee = method = kind(problem, kind.Options.model_validate(setting.spec.method.options))
+    problem = setting.problem(spec.seed)
+    method = problem.build(load_method(spec.method.name), spec.method.options)
     times: dict[str, list[float]] = {}
     prices: dict[str, int] = {}
     streams: dict[str, Stream] = {}
@@ -273,7 +271,7 @@ def _search_seconds(spec: TrialSpec, bench: _Bench) -> float:
         times.setdefault(phase.name, []).append(_timed(setting.device, step))
     again = {name: median(steps[bench.untimed :]) for name, steps in times.items() if len(steps) >= enough - 1}
     once = {name: steps for name, steps in times.items() if name not in again}
-    rest = account.search_macs - sum(prices[name] * len(steps) for name, steps in once.items())
+    rest = problem.account.search_macs - sum(prices[name] * len(steps) for name, steps in once.items())
     per_mac = sum(again.values()) / sum(prices[name] for name in again) if again else 0.0
     return sum(sum(steps) for steps in once.values()) + rest * per_mac
 
@@ -302,8 +300,8 @@ def _parameters(model: nn.Module) -> int:
     return sum(tensor.numel() for tensor in model.state_dict().values())
 
 
-def _step(problem: Problem, trainee: Trainee, phase: Phase, stream: Stream) -> None:
-    problem.run(trainee, stream.next(), phase)
+def _step(harness: Harness, trainee: Trainee, phase: Phase, stream: Stream) -> None:
+    harness.run(trainee, stream.next(), phase)
 
 
 def _timed(device: torch.device, work: Callable[[], object]) -> float:

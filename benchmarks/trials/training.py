@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 
 from benchmarks.data.stream import Stream
 from benchmarks.events import Progress
-from benchmarks.trials.problem import Problem, Trainee
+from benchmarks.trials.compute import Account
+from benchmarks.trials.harness import Harness, Trainee
 from methods.contract import Batch, Phase
 from methods.quantization.modules import apply_policy, initialise_weight_steps
 from methods.quantization.policy import LayerBits
@@ -45,7 +46,7 @@ class WeightTraining:
     between stages; each has one cosine schedule.
     """
 
-    problem: Problem
+    harness: Harness
     policy: Mapping[str, LayerBits] | None
     total: int
     taken: int = 0
@@ -56,7 +57,7 @@ class WeightTraining:
     @property
     def first_stage(self) -> int:
         """Steps with float weights."""
-        share = self.problem.recipe.activation_first if self.policy is not None else 0.0
+        share = self.harness.recipe.activation_first if self.policy is not None else 0.0
         return max(0, min(round(self.total * share), self.total - 1))
 
     def phase(self) -> Phase | None:
@@ -65,17 +66,17 @@ class WeightTraining:
     def step(self, batch: Batch, phase: Phase) -> Mapping[str, float]:
         if self.taken in (0, self.first_stage):
             self._start_stage()
-        optimizer, recipe = self._ready(), self.problem.recipe
+        optimizer, recipe = self._ready(), self.harness.recipe
         start, end = (0, self.first_stage) if self.taken < self.first_stage else (self.first_stage, self.total)
         factor = cosine(self.taken - start, end - start, recipe.warmup_share)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         mean = 0.0
         for micro in batch:
-            loss = self.problem.loss(self.problem.forward(micro.images), micro)
-            self.problem.backward(loss)
+            loss = self.harness.loss(self.harness.forward(micro.images), micro)
+            self.harness.backward(loss)
             mean += float(loss.detach()) / len(batch)
-        self.problem.step(optimizer, recipe.max_norm)
+        self.harness.step(optimizer, recipe.max_norm)
         self.taken += 1
         return {"loss": mean, "lr": recipe.optimizer.lr * factor}
 
@@ -83,13 +84,13 @@ class WeightTraining:
         weights = self.taken >= self.first_stage
         if self.policy is not None:
             if weights:
-                initialise_weight_steps(self.problem.model)
-            apply_policy(self.problem.model, self.policy, weights=weights)
-        self.optimizer = self.problem.weight_optimizer(self.problem.model.parameters())
+                initialise_weight_steps(self.harness.model)
+            apply_policy(self.harness.model, self.policy, weights=weights)
+        self.optimizer = self.harness.weight_optimizer(self.harness.model.parameters())
 
     def _ready(self) -> Optimizer:
         if self.optimizer is None:
-            self.optimizer = self.problem.weight_optimizer(self.problem.model.parameters())
+            self.optimizer = self.harness.weight_optimizer(self.harness.model.parameters())
         return self.optimizer
 
     def state_dict(self) -> dict[str, Any]:
@@ -98,23 +99,24 @@ class WeightTraining:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.taken, self.optimizer = state["taken"], None
         if self.policy is not None and self.taken:
-            apply_policy(self.problem.model, self.policy, weights=self.taken > self.first_stage)
+            apply_policy(self.harness.model, self.policy, weights=self.taken > self.first_stage)
         if state["optimizer"] is not None:
             self._ready().load_state_dict(state["optimizer"])
 
 
 @dataclass
 class Loop:
-    """Drives a trainee: feeds batches, charges them, keeps the curve, and stops where the money ends.
+    """Drives a trainee: feeds batches, charges them, keeps the curve, and stops where the compute is used up.
 
-    stage: `search` or `finetune`, the prefix of phases in the account. limit: MACs that the account may have spent.
-    seconds: wall time by phase since the process began.
+    stage: `search` or `finetune`, the prefix of phases in the account. account: None for training that is not charged,
+    as of float starts. limit: MACs that the account may have spent. seconds: wall time by phase in this process.
     """
 
-    problem: Problem
+    harness: Harness
     trainee: Trainee
     stage: str
-    limit: int
+    account: Account | None = None
+    limit: int = 0
     total: int | None = None
     step: int = 0
     stopped: bool = False
@@ -127,36 +129,46 @@ class Loop:
 
         Raises ValueError for a search whose phase is called as fine-tuning is: prices are known by the names of phases.
         """
-        problem, account = self.problem, self.problem.account
-        problem.trainee = self.trainee
         streams: dict[str, Stream] = {}
         while (phase := self.trainee.phase()) is not None:
             if self.stage == "search" and phase.name == WeightTraining.PHASE.name:
                 raise ValueError(f"a search's phase cannot be called {phase.name}, as fine-tuning is; rename it")
-            per_image = problem.price_per_image(phase)
-            if account.spent_macs + per_image * problem.recipe.batch_size > self.limit:
+            if not self._pays(phase):
                 self.stopped = True
                 return
             if phase.name not in streams:
-                position = self.positions.get(phase.name, 0)
-                streams[phase.name] = problem.batches(phase, self.stage, position, problem.loaders, problem.ranks)
-            stream = streams[phase.name]
-            name = f"search/{phase.name}" if self.stage == "search" else self.stage
-            begun = time.monotonic()
-            batch = stream.next()
-            problem.model.train(phase.train_mode)
-            logs = problem.ranks.averages(problem.run(self.trainee, batch, phase))
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begun
-            self.positions[phase.name] = stream.position
-            images = sum(len(micro.labels) for micro in batch) * problem.ranks.count
-            account.charge(name, images, per_image, problem.teacher_price_per_image(phase))
-            self.step += 1
-            row = {"step": self.step, "phase": phase.name, **logs}
-            if not all(math.isfinite(value) for value in logs.values()):
-                raise DivergedError(f"{self.stage} step {self.step} ({phase.name}): {dict(logs)} is not finite")
-            if self.step % max(1, stream.steps_per_epoch // _CURVE_POINTS_PER_EPOCH) == 0:
-                self.curve.append(row)
-            yield Progress(self.stage, self.step, self.total, row)
+                streams[phase.name] = self._stream(phase)
+            yield self._step(phase, streams[phase.name])
+
+    def _pays(self, phase: Phase) -> bool:
+        """Whether the account has enough left for another step."""
+        if self.account is None:
+            return True
+        price = self.harness.price_of(self.trainee, phase).macs * self.harness.recipe.batch_size
+        return self.account.spent_macs + price <= self.limit
+
+    def _stream(self, phase: Phase) -> Stream:
+        position, harness = self.positions.get(phase.name, 0), self.harness
+        return harness.batches(phase, self.stage, position, harness.loaders, harness.ranks)
+
+    def _step(self, phase: Phase, stream: Stream) -> Progress:
+        harness, name = self.harness, f"search/{phase.name}" if self.stage == "search" else self.stage
+        begun = time.monotonic()
+        batch = stream.next()
+        harness.model.train(phase.train_mode)
+        logs = harness.ranks.averages(harness.run(self.trainee, batch, phase))
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begun
+        self.positions[phase.name] = stream.position
+        if self.account is not None:
+            images = sum(len(micro.labels) for micro in batch) * harness.ranks.count
+            self.account.charge(name, images, *harness.price_of(self.trainee, phase))
+        self.step += 1
+        row = {"step": self.step, "phase": phase.name, **logs}
+        if not all(math.isfinite(value) for value in logs.values()):
+            raise DivergedError(f"{self.stage} step {self.step} ({phase.name}): {dict(logs)} is not finite")
+        if self.step % max(1, stream.steps_per_epoch // _CURVE_POINTS_PER_EPOCH) == 0:
+            self.curve.append(row)
+        return Progress(self.stage, self.step, self.total, row)
 
     def state_dict(self) -> dict[str, Any]:
         return {

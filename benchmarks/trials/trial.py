@@ -22,7 +22,6 @@ from torch import nn
 
 from benchmarks.data.stream import stream_seed
 from benchmarks.events import Progress
-from benchmarks.planning import candidates_of
 from benchmarks.ranks import ALONE, Ranks, RanksDifferError
 from benchmarks.records.record import Record, Status
 from benchmarks.records.result import cost_of, layer_rows
@@ -42,6 +41,7 @@ from benchmarks.trials.compute import Account, ForwardMeter
 from benchmarks.trials.environment import configure_torch, describe, require_compiler
 from benchmarks.trials.faults import machine_s_fault
 from benchmarks.trials.float_start import Start, float_start, teacher_network
+from benchmarks.trials.harness import Harness
 from benchmarks.trials.judging import CeilingExceededError, best_of, check_policy, judge, validate
 from benchmarks.trials.problem import Problem
 from benchmarks.trials.setting import Setting
@@ -192,9 +192,9 @@ def _search(trial: _Trial, saved: dict[str, Any] | None) -> Iterator[Progress]:
     saved: what a checkpoint holds, if there is one.
     """
     spec = trial.spec
-    problem = trial.setting.problem(candidates_of(spec.space, trial.ledger), trial.search_seed)
+    problem = trial.setting.problem(trial.search_seed)
+    trial.account = problem.account
     _agree(trial, problem.model, saved["stage"] if saved else "", saved["loop"]["step"] if saved else 0)
-    trial.account = problem.account = trial.setting.account(problem)
     if saved:
         trial.restarts = saved["restarts"] + 1
         trial.account.load_state_dict(saved["account"])
@@ -207,8 +207,8 @@ def _search(trial: _Trial, saved: dict[str, Any] | None) -> Iterator[Progress]:
     torch.manual_seed(stream_seed(trial.search_seed, "search/dropout"))
     problem.meter = ForwardMeter({layer.name: layer.macs for layer in trial.ledger})
     with problem.meter.watching(problem.model), trial.timed("search"):
-        problem.trainee = method = kind(problem, kind.Options.model_validate(spec.method.options))
-        loop = Loop(problem, method, "search", limit=trial.account.search_macs)
+        method = problem.build(kind, spec.method.options)
+        loop = Loop(problem, method, "search", trial.account, trial.account.search_macs)
         if saved:
             problem.model.load_state_dict(saved["model"])
             loop.load_state_dict(saved["loop"])
@@ -253,35 +253,34 @@ def _finetune(trial: _Trial, saved: dict[str, Any] | None) -> Generator[Progress
     spec = trial.spec
     assert trial.account is not None
     assert trial.searched is not None
-    problem = _finetuning_problem(trial, trial.searched)
+    harness = _finetuning(trial, trial.searched)
     if trial.workspace.compile:
-        problem.compile()
-    training = WeightTraining(problem, _all_bits(trial), total=0)
-    problem.trainee = training
-    price = problem.price(WeightTraining.PHASE)
+        harness.compile()
+    training = WeightTraining(harness, _all_bits(trial), total=0)
+    price = harness.price_of(training, WeightTraining.PHASE).macs * spec.recipe.batch_size
     granted = round(spec.compute.epochs * trial.setting.epoch_steps)
     training.total = min(granted, trial.account.finetune_macs // price)
     if not training.total:
         raise InapplicableError("its compute pays no step of fine-tuning; raise compute.epochs")
     torch.manual_seed(stream_seed(spec.seed, "finetune/dropout"))
     limit = trial.account.searched_macs + trial.account.finetune_macs
-    loop = Loop(problem, training, "finetune", limit=limit, total=training.total)
+    loop = Loop(harness, training, "finetune", trial.account, limit, training.total)
     if saved:
-        problem.model.load_state_dict(saved["model"])
+        harness.model.load_state_dict(saved["model"])
         loop.load_state_dict(saved["loop"])
         set_random_state(saved["rng"], trial.setting.device)
-    _agree(trial, problem.model, "finetune", loop.step)
-    saver = Saver(trial.save_seconds, lambda: _save(trial, "finetune", problem.model, loop))
+    _agree(trial, harness.model, "finetune", loop.step)
+    saver = Saver(trial.save_seconds, lambda: _save(trial, "finetune", harness.model, loop))
     with trial.timed("finetune"):
         for progress in loop.run():
             if _validates(spec, progress.step, trial.setting.epoch_steps):
-                _validate(trial, problem.model, progress.step)
+                _validate(trial, harness.model, progress.step)
             saver.tick()
             yield progress
-    trial.ranks.agree("the weights", network_digest(dict(problem.model.named_parameters())))
+    trial.ranks.agree("the weights", network_digest(dict(harness.model.named_parameters())))
     trial.curves["finetune"] = loop.curve
     trial.phase_seconds |= loop.seconds
-    return problem.model
+    return harness.model
 
 
 def _validates(spec: TrialSpec, step: int, epoch_steps: int) -> bool:
@@ -303,7 +302,7 @@ def _all_bits(trial: _Trial) -> dict[str, LayerBits] | None:
     return None if trial.searched.policy is None else with_pins(trial.ledger, trial.searched.policy)
 
 
-def _finetuning_problem(trial: _Trial, searched: Searched) -> Problem:
+def _finetuning(trial: _Trial, searched: Searched) -> Harness:
     """The network with the chosen widths only; weights, batch norm and activation steps as the search left them."""
     candidates: Mapping[str, list[LayerBits]]
     if searched.policy is None:
@@ -311,12 +310,12 @@ def _finetuning_problem(trial: _Trial, searched: Searched) -> Problem:
     else:
         candidates = {name: [bits] for name, bits in searched.policy.items()}
     # Fine-tuning's own stream is that of the seed alone, so that all methods and draws are paired.
-    problem = trial.setting.problem(candidates, trial.spec.seed, trial.account)
+    harness = trial.setting.harness(candidates, trial.spec.seed)
     if searched.state is not None:
-        own = problem.model.state_dict()
-        problem.model.load_state_dict({**own, **{k: v for k, v in searched.state.items() if k in own}})
-        project_steps(problem.model)
-    return problem
+        own = harness.model.state_dict()
+        harness.model.load_state_dict({**own, **{k: v for k, v in searched.state.items() if k in own}})
+        project_steps(harness.model)
+    return harness
 
 
 def _save(trial: _Trial, stage: str, model: nn.Module, loop: Loop) -> None:
