@@ -26,7 +26,7 @@ from benchmarks.planning import plan
 from benchmarks.records.record import Records
 from benchmarks.records.workspace import Workspace
 from benchmarks.suites.suite import Resources
-from benchmarks.trials import trial
+from benchmarks.trials import notes, trial
 from benchmarks.trials.faults import DeviceLostError
 from tests.harness import ROOT, tiny_suite
 
@@ -192,8 +192,8 @@ def test_more_processes_than_gpus_are_refused_here(tmp_path, monkeypatch):
 
 def test_a_trial_says_what_it_had_of_a_gpu_s_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _device: 5)
-    assert trial._peaks(torch.device("cuda"))["peak_gpu_memory_bytes"] == 5
-    assert list(trial._peaks(torch.device("cpu"))) == ["peak_memory_bytes"]
+    assert notes._peaks(torch.device("cuda"))["peak_gpu_memory_bytes"] == 5
+    assert list(notes._peaks(torch.device("cpu"))) == ["peak_memory_bytes"]
 
 
 @pytest.mark.parametrize("dead", [True, False])

@@ -17,7 +17,7 @@ import torch
 from benchmarks.files import forget_unfinished, write_atomic
 from benchmarks.stopping import StoppedError, asked
 
-SCHEMA = 3
+SCHEMA = 4
 _DIGEST_BYTES = 32
 _DEAREST = 50
 """Time between two saves over that of a save, at the least."""

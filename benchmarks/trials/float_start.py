@@ -7,7 +7,6 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,10 +24,8 @@ from benchmarks.trials.checkpoint import (
     load_checkpoint,
     load_network,
     network_digest,
-    random_state,
     save_checkpoint,
     save_network,
-    set_random_state,
 )
 from benchmarks.trials.evaluation import evaluate, recalibrate_bn
 from benchmarks.trials.harness import Harness
@@ -122,16 +119,11 @@ def _train(
     training = WeightTraining(harness, None, total)
     loop = Loop(harness, training, "finetune", total=total)
 
-    def state() -> dict[str, Any]:
-        return {"model": model.state_dict(), "loop": loop.state_dict(), "rng": random_state(device)}
-
     path = workspace.checkpoint(spec.key)
     seconds = math.inf if ranks.rank else workspace.checkpoint_seconds
-    saver = Saver(seconds, lambda: save_checkpoint(path, spec.key, state()))
+    saver = Saver(seconds, lambda: save_checkpoint(path, spec.key, loop.saved()))
     if saved := load_checkpoint(path, spec.key):
-        model.load_state_dict(saved["model"])
-        loop.load_state_dict(saved["loop"])
-        set_random_state(saved["rng"], device)
+        loop.resume(saved)
     for progress in loop.run():
         saver.tick()
         yield Progress("pretrain", progress.step, progress.total, progress.row)

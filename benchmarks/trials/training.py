@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from benchmarks.data.stream import Stream
 from benchmarks.events import Progress
+from benchmarks.trials.checkpoint import random_state, set_random_state
 from benchmarks.trials.compute import Account
 from benchmarks.trials.harness import Harness, Trainee
 from methods.contract import Batch, Phase
@@ -169,6 +170,17 @@ class Loop:
         if self.step % max(1, stream.steps_per_epoch // _CURVE_POINTS_PER_EPOCH) == 0:
             self.curve.append(row)
         return Progress(self.stage, self.step, self.total, row)
+
+    def saved(self) -> dict[str, Any]:
+        """All that a checkpoint needs to go on from here: network, loop and torch's generators."""
+        model, rng = self.harness.model.state_dict(), random_state(self.harness.device)
+        return {"model": model, "loop": self.state_dict(), "rng": rng}
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what `saved` gave."""
+        self.harness.model.load_state_dict(saved["model"])
+        self.load_state_dict(saved["loop"])
+        set_random_state(saved["rng"], self.harness.device)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -1,0 +1,102 @@
+"""What is noted of a trial while it runs, for its record; also of one that fails on the way."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from benchmarks.records.record import Status
+from benchmarks.records.workspace import Workspace
+from benchmarks.trials.checkpoint import network_digest
+from benchmarks.trials.compute import Account
+from benchmarks.trials.environment import describe
+from benchmarks.trials.float_start import Start
+from benchmarks.trials.setting import Setting
+from benchmarks.trials.training import Loop
+
+
+@dataclass
+class Notes:
+    """account: None until its price is measured. given: digests of what the trial was given, and its start's cost."""
+
+    account: Account | None = None
+    curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    search_stopped: bool = False
+    restarts: int = 0
+    given: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    phase_seconds: dict[str, float] = field(default_factory=dict)
+    begun: float = field(default_factory=time.monotonic)
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - begun
+
+    def note_given(self, setting: Setting, start: Start) -> None:
+        teacher = setting.teacher
+        self.given = {
+            "data_digest": setting.data.digest,
+            "weights_digest": start.digest,
+            **({} if teacher is None else {"teacher_digest": network_digest(teacher.state_dict())}),
+            "start_seconds": start.seconds,
+            "start_images": start.images,
+            "start_macs": start.macs,
+        }
+
+    def note_training(self, loop: Loop) -> None:
+        self.curves[loop.stage] = loop.curve
+        self.phase_seconds |= loop.seconds
+
+    def resume(self, saved: dict[str, Any]) -> None:
+        """Go on from what `saved` gave in a process that has ended."""
+        self.restarts = saved["restarts"] + 1
+        self.search_stopped, self.curves = saved["stopped"], saved["curves"]
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint keeps of these notes."""
+        return {"restarts": self.restarts, "stopped": self.search_stopped, "curves": self.curves}
+
+    def outcome(self, status: Status, error: Exception | None = None) -> dict[str, Any]:
+        """The part of a record's result that is told of every trial, however it ended."""
+        return {
+            "status": status,
+            "reason": None if error is None else {"type": type(error).__name__, "message": str(error)},
+            "search_stopped": self.search_stopped,
+            "account": None if self.account is None else self.account.to_dict(),
+            "curves": self.curves,
+        }
+
+    def observed(self, place: Workspace, ranks: int) -> dict[str, Any]:
+        """What differs from run to run: time, memory and machine; and digests of what the trial was given."""
+        return {
+            "seconds": {**self.seconds, "total": time.monotonic() - self.begun},
+            "phase_seconds": self.phase_seconds,
+            **_peaks(torch.device(place.device)),
+            "environment": describe(place.threads, place.device, compiled=place.compile),
+            **self.given,
+            "restarts": self.restarts,
+            "engine": place.engine,
+            "ranks": ranks,
+            "started": self.started.isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+
+def _peaks(device: torch.device) -> dict[str, int]:
+    """Most memory at a time: of this process so far, and what its tensors had of a GPU since the trial began."""
+    peaks = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if device.type == "cuda":
+        peaks["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+    return peaks
