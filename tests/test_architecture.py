@@ -10,8 +10,10 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from methods import METHODS
+from runner import app
 from tests.harness import ROOT
 
 SUPPORT = {"contract", "allocation", "batch_norm", "mixing", "sensitivity"}
@@ -72,6 +74,9 @@ def allowed(path: str, module: str) -> bool:
             or any(within(module, name) for name in REPORTS_MAY_IMPORT)
         )
     if path.startswith("benchmarks/"):
+        command = path.startswith("benchmarks/commands/")
+        if top == "reports" or within(module, "benchmarks.commands"):
+            return command  # what a command says; nothing else of benchmarks knows of reports or of the command line
         return top == "benchmarks" or (top == "methods" and not is_method(module))
     if path.startswith("methods/"):
         own = path.removesuffix(".py").replace("/", ".")
@@ -104,16 +109,32 @@ def test_imports_keep_the_rules():
         ("benchmarks/trials/trial.py", "from methods.hawq import Hawq"),
         ("benchmarks/trials/trial.py", "from methods import hawq"),
         ("benchmarks/trials/trial.py", "from reports.build import build_report"),
+        ("benchmarks/trials/trial.py", "from benchmarks.commands.session import Session"),
+        ("benchmarks/planning.py", "from benchmarks import commands"),
+        ("benchmarks/commands/report.py", "import runner"),
         ("benchmarks/trials/trial.py", "def f():\n    import ray"),
         ("benchmarks/trials/trial.py", "from ray import tune"),
         ("runner.py", "import mlflow.entities"),
         ("reports/page/html.py", "from benchmarks import trial"),
         ("reports/page/html.py", "from benchmarks.models import build_model"),
         ("reports/page/html.py", "import runner"),
+        ("reports/build.py", "from benchmarks.commands.report import execute"),
     ],
 )
 def test_the_rules_can_be_broken(path, line):
     assert broken_rules({path: ast.parse(line)}) != []
+
+
+def test_a_command_may_import_reports_and_its_neighbours():
+    lines = "from reports.build import build_report\nfrom benchmarks.commands.session import Session"
+    assert broken_rules({"benchmarks/commands/report.py": ast.parse(lines)}) == []
+
+
+def test_every_command_of_runner_is_the_file_of_its_name():
+    commands = {name.replace("-", "_") for name in get_command(app).commands}
+    files = {path.stem for path in (ROOT / "benchmarks" / "commands").glob("*.py")}
+    assert commands <= files
+    assert len((ROOT / "runner.py").read_text(encoding="utf-8").splitlines()) < 300
 
 
 def test_no_module_is_imported_by_what_it_imports():

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
@@ -70,6 +71,17 @@ def imported_by(*commands: list[str], heavy: set[str] = HEAVY) -> set[str]:
 def test_help_list_and_plan_import_nothing_heavy():
     suites = [["plan", "--suite", name] for name in ("smoke", "quick", "imagenet-full")]
     assert imported_by(["--help"], ["run", "--help"], ["list"], ["list", "--json"], *suites) == set()
+
+
+def test_options_that_commands_share_are_the_ones_of_each(tmp_path):
+    """A shared option reaches the command that takes it, and is refused by one that does not."""
+    told: list[Any] = []
+    with mock.patch("benchmarks.commands.doctor.examine", side_effect=lambda *what: told.append(what) or []):
+        cut = ["--suite", "smoke", "--out", tmp_path, "--set", "ceilings=[uniform:w4a4]", "--allow-bad-images", "3"]
+        assert cli("doctor", *cut).code == 0
+    ((suite, data, out, weights, bad_images),) = told
+    assert (suite.ceilings, data, out, weights, bad_images) == (("uniform:w4a4",), None, tmp_path, None, 3)
+    refused(cli("doctor", *cut, "--seeds", "1"), "--seeds", "--help")
 
 
 def test_help_answers_without_even_numpy():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.commands.options import Options
 from benchmarks.commands.session import open_session
 from benchmarks.ledgers import FOLDER, ledger_for, ledger_path
 from benchmarks.messages import SuiteError
@@ -156,7 +157,7 @@ def test_a_suite_nested_too_deeply_is_refused(tmp_path):
 
 def test_how_often_a_trial_saves_itself_is_no_part_of_it(tmp_path):
     every, usual = (
-        open_session(str(write_suite(tmp_path)), tmp_path, None, overrides=overrides)
+        open_session(Options(suite=str(write_suite(tmp_path)), out=tmp_path, overrides=overrides))
         for overrides in (["resources.checkpoint_seconds=0"], [])
     )
     assert (every.workspace.checkpoint_seconds, usual.workspace.checkpoint_seconds) == (0, 10)

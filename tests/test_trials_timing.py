@@ -1,9 +1,11 @@
 """What a plan will take: the arithmetic, on a clock of ours, and the command."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
+from benchmarks.commands.options import Options
 from benchmarks.commands.session import open_session
 from benchmarks.ranks import Ranks
 from benchmarks.trials import timing as estimating
@@ -20,8 +22,9 @@ def opened(tmp_path):
     """A session of the tiny suite with these methods."""
     suite = write_suite(tmp_path, methods=["float", "uniform-lsq", "metamix"], seeds=[0, 1])
     shared = ("recipe.micro_batch=4", "pretraining.recipe.micro_batch=32")
+    chosen = Options(suite=str(suite), out=tmp_path / "out")
     return lambda methods, *overrides: open_session(
-        str(suite), tmp_path / "out", None, methods=methods, overrides=[*overrides, *(shared if overrides else ())]
+        replace(chosen, methods=methods, overrides=[*overrides, *(shared if overrides else ())])
     )
 
 

@@ -12,7 +12,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from benchmarks.commands.exits import Exit
+from benchmarks.commands.session import assignment
 from benchmarks.messages import SuiteError
+from benchmarks.suites.rows import MethodEntry, options_of
+from benchmarks.terminal import console
 
 EXAM = Path(__file__).parents[2] / "tests" / "test_every_method.py"
 
@@ -21,6 +25,30 @@ BROUGHT = ("given",)
 
 Show = Callable[[str, str], None]
 """Told each question as it is answered: `ok`, `FAILED` or `not asked`, and what it is."""
+
+
+def execute(method: str, settings: Sequence[str], only: str) -> Exit:
+    """Print each question and its answer. settings: `key=value`, options of the method's."""
+    chosen = dict(assignment(text) for text in settings)
+    try:
+        if chosen or method not in BROUGHT:
+            options_of(MethodEntry(name=method, options=chosen))
+    except ValueError as error:
+        raise SuiteError(str(error)) from None
+    answers = examine(method, chosen, _show, only=only)
+    for question, how in answers.failed:
+        console.print(f"\nFAILED: {question}\n{how}", markup=False)
+    if answers.failed:
+        return Exit.FAILED
+    if only:
+        console.print(f"{method} passes what was asked ({answers.asked} of {answers.questions})", markup=False)
+    else:
+        console.print(f"{method} passes; next: add it to a suite's methods", markup=False)
+    return Exit.WELL
+
+
+def _show(mark: str, question: str) -> None:
+    console.print(f"{mark:9}  {question}", markup=False)
 
 
 class Answers(NamedTuple):

@@ -17,9 +17,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+import typer
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from benchmarks.commands.exits import Exit
+from benchmarks.commands.options import Options
+from benchmarks.commands.session import chosen_suite
 from benchmarks.data import AHEAD, EVALUATION_BATCH
 from benchmarks.data.folders import DataError, class_names, find_folder, fit_classes, images_folder
 from benchmarks.data.listing import MANIFEST, check_manifest
@@ -28,12 +32,25 @@ from benchmarks.planning import plan
 from benchmarks.stopping import end_with_parent
 from benchmarks.suites.spec import DataSpec, ProceduralSpec
 from benchmarks.suites.suite import Suite
+from benchmarks.terminal import console, say_next
 from benchmarks.trials.environment import require_compiler
 
 _PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 _MIN_DISK_GB = 2
 _MIN_SHARED_MEMORY_MB = 64
 _MIN_FILES = 1024
+
+
+def execute(context: typer.Context, options: Options) -> Exit:
+    """Print what was looked at, and whether it will do."""
+    well = True
+    for finding in examine(chosen_suite(options), options.data, options.out, options.weights, options.bad_images):
+        console.print(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.what}", markup=False)
+        well &= finding.ok
+    if not well:
+        return Exit.FAILED
+    say_next(context)
+    return Exit.WELL
 
 
 class Finding(NamedTuple):

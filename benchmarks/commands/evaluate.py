@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from benchmarks.commands.exits import Exit
+from benchmarks.commands.options import Options
+from benchmarks.commands.session import open_session
 from benchmarks.ledgers import ledger_for
+from benchmarks.messages import SuiteError
 from benchmarks.models import build_model
 from benchmarks.records.record import Record
 from benchmarks.records.workspace import Workspace
+from benchmarks.terminal import console
 from benchmarks.trials.checkpoint import CheckpointError, load_network, network_digest
 from benchmarks.trials.environment import configure_torch
 from benchmarks.trials.evaluation import Score, evaluate
@@ -16,6 +21,24 @@ from methods.quantization.convert import convert
 from methods.quantization.cost import PINNED_BITS, with_pins
 from methods.quantization.modules import apply_policy
 from methods.quantization.policy import Policy
+
+
+def execute(options: Options, trial_id: str) -> Exit:
+    """Print the score of the trial whose id begins with `trial_id`, and whether its record says the same."""
+    session = open_session(options)
+    chosen = session.find(trial_id)
+    record = session.workspace.records.get(chosen.id)
+    if record is None or record.status != "ok":
+        raise SuiteError(f"trial {chosen.id} ({chosen.label}) has no finished network; run the suite first")
+    try:
+        score = rescore(record, session.placed())
+    except CheckpointError as error:
+        raise SuiteError(str(error)) from error
+    recorded = record.result["metrics"]["test_accuracy"]
+    same = score.accuracy == recorded
+    console.print(f"{chosen.label}: test accuracy {100 * score.accuracy:.2f} % of {score.images} images")
+    console.print(f"its record says {100 * recorded:.2f} %: {'the same' if same else 'DIFFERENT'}")
+    return Exit.WELL if same else Exit.FAILED
 
 
 def rescore(record: Record, workspace: Workspace) -> Score:

@@ -11,13 +11,44 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import typer
+
+from benchmarks.commands.exits import Exit
+from benchmarks.commands.options import Options
+from benchmarks.commands.report import say_where, warn_of_part, write_report
+from benchmarks.commands.session import Session, check_writable, open_session
 from benchmarks.messages import SuiteError
 from benchmarks.planning import Trial
-from benchmarks.records.record import Record, Records, parse_record
+from benchmarks.records.record import Record, Records, differences, parse_record
 from benchmarks.suites.spec import PROTOCOL, canonical_json, digest
+from benchmarks.terminal import console, errors
 
 LARGEST_RECORD = 50 * 2**20
 """Bytes; a file in an archive that claims more is no record."""
+
+
+def execute(context: typer.Context, options: Options, sources: Sequence[Path]) -> Exit:
+    """Join the sources' records into the output folder, and report. Raises SuiteError and RecordError."""
+    session = open_session(options, needs_data=False)
+    check_writable(options.out)
+    merged = merge(sources, session.suite.suite, session.workspace.records, session.trials)
+    _say(merged, session)
+    write_report(session)
+    warn_of_part(context)
+    say_where(context, session)
+    return Exit.WELL
+
+
+def _say(merged: Merged, session: Session) -> None:
+    for conflict in merged.conflicts:
+        label = session.trials[conflict.first.id].label
+        errors.print(f"two results: {label}: what was there counts, not that of {conflict.source}", markup=False)
+        for what, first, second in differences(conflict.first, conflict.second):
+            errors.print(f"    {what}: {first} | {second}", markup=False)
+    console.print(
+        f"{merged.added} records added, {merged.alike} there already, {len(merged.conflicts)} with two results; "
+        f"{len(session.missing())} of {len(session.plan.trials)} trials are missing"
+    )
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,35 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import typer
 from rich.console import Console
 
+from benchmarks.commands.exits import Exit
+from benchmarks.commands.options import Options
 from benchmarks.commands.progress import prepare_images, told
+from benchmarks.commands.session import chosen_suite
 from benchmarks.data.archives import unpack
 from benchmarks.data.folders import CACHE, default_folder, find_folder
 from benchmarks.data.listing import PARTS, Listing
 from benchmarks.data.preparing import cache_size, look_through, make_cache, remarks
 from benchmarks.messages import SuiteError
 from benchmarks.suites.spec import DataSpec, ProceduralSpec
+from benchmarks.terminal import console, say_next
 
 _NAMED = 20
+
+
+def execute(
+    context: typer.Context, options: Options, archives: Path | None, cache: int | None, to: Path | None
+) -> Exit:
+    """Prepare the suite's data. archives: folder of ImageNet's. cache: short side of copies, which go into `to`."""
+    ready = Preparation(chosen_suite(options).data, console)
+    folder = ready.run(options.data, archives, cache, to)
+    if ready.amiss:
+        return Exit.FAILED
+    overrides = options.overrides if cache is None else [*options.overrides, f"data.short_side={cache}"]
+    say_next(context, "doctor", data=folder, overrides=overrides)
+    return Exit.WELL
 
 
 @dataclass

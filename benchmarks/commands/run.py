@@ -1,16 +1,24 @@
-"""Run what a session lacks: images first, then jobs by an engine, mirrored to a terminal and to MLflow."""
+"""Runs what a suite lacks: images first, then jobs by an engine, mirrored to a terminal and to MLflow; and reports."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.commands.session import Session
+import typer
+
+from benchmarks.commands.exits import Exit
+from benchmarks.commands.mlflow_sync import tracker_for
+from benchmarks.commands.options import Options
+from benchmarks.commands.report import say_where, warn_of_part, write_report
+from benchmarks.commands.session import Session, check_writable, open_session
 from benchmarks.engines import Engine, run_jobs
 from benchmarks.engines.jobs import Job
+from benchmarks.engines.storage import Storage
 from benchmarks.events import Outcome, Progress
+from benchmarks.messages import SuiteError, unknown
 from benchmarks.suites.spec import ProceduralSpec
 from benchmarks.suites.suite import Suite
 from benchmarks.terminal import console, errors, warn
@@ -18,6 +26,60 @@ from benchmarks.terminal import console, errors, warn
 if TYPE_CHECKING:
     from benchmarks.commands.progress import View
     from benchmarks.records.tracking import Tracker
+
+
+def execute(context: typer.Context, options: Options, retry: str | None) -> Exit:
+    """Run a suite and report. Raises whatever says that it cannot begin: SuiteError, DataError, EngineError and so on.
+
+    retry: `failed` to run failed trials again.
+    """
+    check_engine(options.engine)
+    if retry not in (None, "failed"):
+        raise SuiteError(unknown("value of --retry", str(retry), ["failed"]))
+    session = open_session(options)
+    check_writable(options.out)
+    for warning in session.plan.warnings:
+        warn(warning)
+    kept = None if options.storage is None else Storage.at(options.storage)
+    if kept:
+        fetched = kept.fetch(session.jobs, session.workspace)
+        console.print(f"{fetched} results fetched from {options.storage}", markup=False)
+    if retry:
+        failed = session.forget_failures()
+        if kept:
+            kept.forget(failed, session.workspace)
+    lost: dict[str, Outcome] = {}
+    if session.missing():
+        if kept:  # float starts from before there was a storage, for other nodes
+            kept.keep((job for job in session.jobs if not job.is_trial), session.workspace)
+        lost = run_missing(session, engine_of(options, session.suite), options.tracking_uri)
+    if kept:
+        kept.keep(session.jobs, session.workspace)
+    return _finish(context, session, lost)
+
+
+def _finish(context: typer.Context, session: Session, lost: dict[str, Outcome]) -> Exit:
+    """Report, and say where everything is."""
+    write_report(session)
+    warn_of_part(context)
+    amiss = say_amiss(session, lost)
+    say_where(context, session)
+    if would_be_lost_again(lost):
+        return Exit.WRONG_USE
+    if amiss:
+        console.print("some trials failed or were lost: run the same command again (--retry failed for failed ones)")
+    return Exit.FAILED if amiss else Exit.WELL
+
+
+def would_be_lost_again(lost: dict[str, Outcome]) -> bool:
+    """Whether all that was lost was lost to wrong use."""
+    return bool(lost) and all(outcome.wrong_use for outcome in lost.values())
+
+
+def check_engine(name: str) -> None:
+    """Raises SuiteError for an engine that there is none of."""
+    if name not in ("ray", "local"):
+        raise SuiteError(unknown("engine", name, ["ray", "local"]))
 
 
 def run_missing(session: Session, engine: Engine, tracking_uri: str | None = None) -> dict[str, Outcome]:
@@ -39,16 +101,16 @@ def run_missing(session: Session, engine: Engine, tracking_uri: str | None = Non
     return lost
 
 
-def engine_named(name: str, address: str | None, suite: Suite) -> Engine:
-    if name == "local":
+def engine_of(options: Options, suite: Suite) -> Engine:
+    if options.engine == "local":
         from benchmarks.engines.local import LocalEngine
 
         return LocalEngine(suite.resources)
     # Read when ray is imported: with no cluster to join, all of it listens on this machine's own address alone.
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1" if address else "0"
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1" if options.address else "0"
     from benchmarks.engines.ray import RayEngine
 
-    return RayEngine(suite.resources, address)
+    return RayEngine(suite.resources, options.address)
 
 
 @dataclass
@@ -81,17 +143,6 @@ def draw_images(session: Session) -> None:
         from benchmarks.commands.progress import prepare_images
 
         prepare_images(console, data, folder, warn)
-
-
-def tracker_for(session: Session, uri: str | None, failed: Callable[[str], None] | None = None) -> Tracker:
-    """The suite's mirror at a URI. failed: told what went wrong; by default a warning, for trials go on without it."""
-    from benchmarks.records.tracking import Tracker, default_uri
-
-    def go_on(what: str) -> None:
-        warn(f"{what}; trials go on, `mlflow-sync` rebuilds the view later")
-
-    out = session.workspace.out
-    return Tracker(session.suite, out, uri or default_uri(out), failed or go_on)
 
 
 def say_amiss(session: Session, lost: dict[str, Outcome]) -> bool:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from benchmarks.commands.options import Options
 from benchmarks.data.folders import find_folder, fit_classes
 from benchmarks.data.listing import check_manifest
 from benchmarks.engines.jobs import Job, jobs_of
+from benchmarks.engines.storage import Storage
 from benchmarks.messages import SuiteError, explain_yaml
 from benchmarks.planning import Plan, Trial, plan
 from benchmarks.records.workspace import Workspace
@@ -66,37 +67,17 @@ class Session:
         return failed
 
 
-def open_session(
-    suite: str,
-    out: Path,
-    data: Path | None,
-    methods: str = "",
-    models: str = "",
-    seeds: str = "",
-    overrides: Sequence[str] = (),
-    *,
-    needs_data: bool = True,
-    **workspace: Any,
-) -> Session:
+def open_session(options: Options, *, needs_data: bool = True) -> Session:
     """Load, cut down and plan a suite. Raises SuiteError and DataError.
 
     Whether published weights fit is looked at here, once it is known how many classes the folder has.
     """
-    chosen = load_suite(suite, dict(assignment(text) for text in overrides))
-    rows, networks = _parts("--methods", methods), _parts("--models", models)
-    chosen = select(chosen, methods=rows, models=networks, seeds=_seeds(seeds))
-    folder = find_folder(chosen.data.dataset, data) if needs_data or data else None
+    chosen = chosen_suite(options)
+    rows, networks = _parts("--methods", options.methods), _parts("--models", options.models)
+    chosen = select(chosen, methods=rows, models=networks, seeds=_seeds(options.seeds))
+    folder = find_folder(chosen.data.dataset, options.data) if needs_data or options.data else None
     chosen = chosen.model_copy(update={"data": fit_classes(chosen.data, folder)})
-    resources = chosen.resources
-    settings = {
-        "threads": resources.threads,
-        "compile": resources.compile,
-        "ranks": resources.workers_per_trial,
-        "loaders": resources.loaders_for(chosen.data.dataset),
-        "checkpoint_seconds": resources.checkpoint_seconds,
-        **workspace,
-    }
-    place = Workspace(out, chosen.suite, folder and folder.resolve(), **settings)
+    place = _workspace(chosen, options, folder)
     if needs_data and folder is not None and chosen.data.dataset == "imagefolder":
         check_manifest(chosen.data, folder, allow_bad_images=place.allow_bad_images)
     found = plan(chosen)
@@ -104,6 +85,35 @@ def open_session(
         if start.pretraining is None:
             require_fit(start.model, start.data)
     return Session(chosen, found, place)
+
+
+def chosen_suite(options: Options) -> Suite:
+    """The whole suite with --set applied. Raises SuiteError."""
+    return load_suite(options.suite, dict(assignment(text) for text in options.overrides))
+
+
+def _workspace(suite: Suite, options: Options, data: Path | None) -> Workspace:
+    resources = suite.resources
+    return Workspace(
+        options.out,
+        suite.suite,
+        data and data.resolve(),
+        weights=options.weights and options.weights.resolve(),
+        engine=options.engine,
+        threads=resources.threads,
+        compile=resources.compile,
+        loaders=resources.loaders_for(suite.data.dataset),
+        ranks=resources.workers_per_trial,
+        allow_bad_images=options.bad_images,
+        checkpoint_seconds=resources.checkpoint_seconds,
+        storage=options.storage,
+    )
+
+
+def fetch_records(session: Session) -> None:
+    """Bring the records that are at --storage and not here. Raises StorageError."""
+    if (storage := session.workspace.storage) is not None:
+        Storage.at(storage).fetch((job for job in session.jobs if job.is_trial), session.workspace)
 
 
 def assignment(text: str) -> tuple[str, Any]:
@@ -134,23 +144,6 @@ def _seeds(text: str) -> list[int]:
     if not all(seed.isdecimal() for seed in seeds):
         raise SuiteError(f"--seeds {text!r}: write whole numbers from 0 on, separated by commas, such as 0,1,2")
     return list(dict.fromkeys(map(int, seeds)))
-
-
-def shares_of(text: str, epochs: float) -> dict[float, float]:
-    """Share -> epochs, ascending. Raises SuiteError.
-
-    >>> shares_of("1,0.5", 9)
-    {0.5: 4.5, 1.0: 9.0}
-    """
-    try:
-        shares = sorted({float(part) for part in text.split(",")})
-    except ValueError:
-        shares = []
-    if len(shares) < 2 or not all(0 < share < float("inf") for share in shares):
-        raise SuiteError(
-            f"--shares {text!r}: write two or more different numbers above 0 separated by commas, such as 0.25,0.5,1,2"
-        )
-    return {share: share * epochs for share in shares}
 
 
 def check_writable(out: Path) -> None:

@@ -1,0 +1,96 @@
+"""Builds a suite's report, and says where it and everything else of the suite is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from benchmarks.commands.exits import Exit
+from benchmarks.commands.options import Options
+from benchmarks.commands.session import Session, check_writable, fetch_records, open_session
+from benchmarks.messages import SuiteError
+from benchmarks.records.record import Records
+from benchmarks.suites.spec import digest
+from benchmarks.terminal import command_line, console, warn
+
+if TYPE_CHECKING:
+    from reports.findings.comparison import Comparison
+
+
+def execute(context: typer.Context, options: Options) -> Exit:
+    """Build the report of what records there are. Raises SuiteError, DataError, RecordError and StorageError."""
+    session = open_session(options, needs_data=False)
+    check_writable(options.out)
+    fetch_records(session)
+    write_report(session, always=True)
+    warn_of_none(session)
+    warn_of_part(context)
+    say_where(context, session)
+    return Exit.WELL
+
+
+def write_report(session: Session, *, always: bool = False) -> None:
+    """Build the report unless the one there is of the same records."""
+    stamp, stamp_file = _stamp(session), session.workspace.report / ".stamp"
+    if not always and stamp_file.exists() and stamp_file.read_text(encoding="utf-8") == stamp:
+        return
+    from reports.build import build_report
+    from reports.findings.comparison import ComparisonError
+
+    try:
+        report = build_report(session.plan, session.workspace.records, session.workspace.report)
+    except ComparisonError as error:
+        raise SuiteError(str(error)) from error
+    for warning in report.warnings:
+        warn(warning)
+    stamp_file.write_text(stamp, encoding="utf-8")
+
+
+def _stamp(session: Session) -> str:
+    """A digest of what a report shows."""
+    records, trials = session.workspace.records, session.plan.trials
+    found = {trial.id: record.checksum for trial in trials if (record := records.get(trial.id))}
+    disputed = sorted(record.checksum for record in records.disputed())
+    suite = session.suite.model_dump(mode="json")
+    return digest({"suite": suite, "trials": [trial.id for trial in trials], "records": found, "disputed": disputed})
+
+
+def gathered(session: Session, records: Records) -> Comparison:
+    """A session's plan beside some records. Raises SuiteError where they cannot stand in one table."""
+    from reports.findings.comparison import ComparisonError, gather
+
+    try:
+        return gather(session.plan, records)
+    except ComparisonError as error:
+        raise SuiteError(str(error)) from error
+
+
+def warn_of_none(session: Session) -> None:
+    if len(session.missing()) == len(session.plan.trials):
+        warn(f"no trial of {session.suite.suite} has a record in {session.workspace.records.folder}; is --out right?")
+
+
+CUTS = {"methods": "", "models": "", "seeds": ""}
+"""Parameters that cut a suite down, as they are where they do not."""
+
+
+def warn_of_part(context: typer.Context) -> None:
+    """A suite has one report: one of a part of it takes the place of that of the whole."""
+    if cut := [f"--{name} {context.params[name]}" for name in CUTS if context.params[name]]:
+        whole = command_line(context, "report", **CUTS)
+        warn(f"the report is of a part of the suite ({' '.join(cut)}), in place of the whole; for that: {whole}")
+
+
+def say_where(context: typer.Context, session: Session) -> None:
+    """Print where report, records, MLflow's view and networks are."""
+    from benchmarks.records.tracking import default_uri, has_runs
+
+    folder, out = session.workspace.folder, session.workspace.out
+    console.print(f"report:  {session.workspace.report / 'index.html'}", markup=False)
+    console.print(f"records: {session.workspace.records.folder}", markup=False)
+    if has_runs(out):
+        console.print(f"mlflow:  mlflow ui --backend-store-uri {default_uri(out)}", markup=False)
+    networks = folder / "networks"
+    if networks.is_dir():
+        console.print(f"again:   {command_line(context, 'evaluate TRIAL')}  (networks in {networks})", markup=False)
