@@ -11,10 +11,11 @@ import yaml
 
 from benchmarks.files import write_atomic
 from benchmarks.planning import Plan
+from benchmarks.records.record import RecordSource
 from reports.findings import tables
 from reports.findings.across import row_scores
 from reports.findings.agreement import agreement_rows
-from reports.findings.comparison import Comparison, RecordSource, gather
+from reports.findings.comparison import Comparison, gather
 from reports.findings.fronts import any_curves
 from reports.findings.phases import phase_rows
 from reports.findings.summary import Summary, summarise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,9 @@ class Shelf:
 
     def get(self, trial_id: str) -> Record | None:
         return self.records.get(trial_id)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records.values())
 
     def disputed(self) -> tuple[Record, ...]:
         return ()

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from benchmarks.files import write_text_atomic
 from benchmarks.suites.spec import TrialSpec, canonical_json
@@ -20,6 +20,9 @@ from benchmarks.suites.spec import TrialSpec, canonical_json
 SCHEMA = 1
 
 DISPUTED = "disputed"
+
+LARGEST_RECORD = 8 * 2**20
+"""Bytes; records of today's suites have 100 kB at most."""
 
 Status = Literal["ok", "refused", "over_ceiling", "failed"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -101,6 +104,22 @@ def differences(first: Record, second: Record) -> Iterator[tuple[str, str, str]]
 def _accuracy(record: Record) -> str:
     accuracy = (record.result.get("metrics") or {}).get("test_accuracy")
     return f"{100 * accuracy:.2f} %" if isinstance(accuracy, int | float) else record.status
+
+
+class RecordSource(Protocol):
+    """Where records are read from: a folder (`Records`) or an archive (`benchmarks/records/archive.py`)."""
+
+    def get(self, trial_id: str) -> Record | None:
+        """The record of a trial, or None if there is none. Raises RecordError for a damaged one."""
+
+    def __iter__(self) -> Iterator[Record]:
+        """All records, by id. Raises RecordError for a damaged one."""
+
+    def others(self, trial_ids: Container[str]) -> Iterable[Record]:
+        """Whole records of trials that are none of these."""
+
+    def disputed(self) -> Iterable[Record]:
+        """Other results of trials that have one."""
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,18 @@ from functools import cached_property
 from typing import Any, Literal
 
 from benchmarks.planning import FLOAT_CEILING, Plan, Trial
-from benchmarks.records.record import Record, RecordError
+from benchmarks.records.record import Record, RecordError, RecordSource
 from benchmarks.suites.spec import digest
 from benchmarks.suites.suite import ceiling_name
 from reports.findings.provenance import (
     ComparisonError,
-    RecordSource,
     check_comparable,
     older_records,
     provenance_warnings,
 )
 from reports.numbers.display import count
 
-__all__ = ["Cell", "Comparison", "ComparisonError", "Outcome", "RecordSource", "State", "gather"]
+__all__ = ["Cell", "Comparison", "ComparisonError", "Outcome", "State", "gather"]
 
 State = Literal["ok", "refused", "over_ceiling", "failed", "missing", "damaged"]
 

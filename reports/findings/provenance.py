@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from benchmarks.planning import Plan, Trial
-from benchmarks.records.record import Record
+from benchmarks.records.record import Record, RecordSource
 from benchmarks.suites.spec import PROTOCOL, canonical_json
 
 Found = Sequence[tuple[Trial, Record]]
@@ -15,16 +15,6 @@ Found = Sequence[tuple[Trial, Record]]
 
 class ComparisonError(Exception):
     """Records that cannot stand in one table: other protocols, or other data."""
-
-
-class RecordSource(Protocol):
-    """Where records come from: `benchmarks.records.record.Records`."""
-
-    def get(self, trial_id: str) -> Record | None: ...
-
-    def others(self, trial_ids: Container[str]) -> Iterable[Record]: ...
-
-    def disputed(self) -> Iterable[Record]: ...
 
 
 def older_records(plan: Plan, records: RecordSource) -> tuple[dict[str, str], list[str]]:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.planning import Plan, Trial
-from benchmarks.records.record import Record, RecordError, Records
+from benchmarks.records.record import Record, RecordError, Records, RecordSource
 from benchmarks.suites.spec import canonical_json
-from reports.findings.comparison import RecordSource
 from reports.numbers.display import percent
 from reports.numbers.statistics import Interval, prediction_interval
 from reports.verification.claims import FAILED, Status, Verdict, wider
