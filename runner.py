@@ -83,12 +83,18 @@ def plan(
 
 
 @app.command()
-@shared(*SUITE, *PART, "storage")
-def report(context: typer.Context, options: Options) -> Exit:
+@shared(*SUITE, *PART, "storage", "records")
+def report(
+    context: typer.Context,
+    options: Options,
+    records: Annotated[
+        Path | None, typer.Option("--records", help="Archive or folder of them, not those in OUT.")
+    ] = None,
+) -> Exit:
     """Build a suite's report from its records."""
     from benchmarks.commands.report import execute
 
-    return execute(context, options)
+    return execute(context, options, records)
 
 
 @app.command()
@@ -121,7 +127,9 @@ def evaluate(
 def verify(
     context: typer.Context,
     options: Options,
-    reference: Annotated[Path | None, typer.Option("--reference", help="Folder of records to hold ours to.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option("--reference", help="Archive or folder of records to hold ours to.")
+    ] = None,
 ) -> Exit:
     """Set a suite's records against published numbers and against the records shipped with this repository."""
     from benchmarks.commands.verify import execute

@@ -8,14 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.planning import plan
-from benchmarks.records.record import Records
 from benchmarks.suites.suite import load_suite, select
 from reports.findings.across import RowScores, across_tables, pairs, row_scores
 from reports.findings.agreement import agreement, agreement_rows, agreement_table, by_chance, by_layer
 from reports.findings.comparison import gather
 from reports.numbers.display import NOTHING
 from reports.numbers.resampling import FEWEST_BLOCKS, sign_flip_p
-from reports.verification.reference import REFERENCE
+from reports.verification.reference import shipped
 from tests.fabricated import fail, make_plan, make_suite, shuffled, with_label, write_records
 
 METHODS = ["float", "uniform-lsq", "hawq", "random"]
@@ -247,7 +246,7 @@ def test_every_layer_of_a_cell_has_its_share_and_its_widths(tmp_path):
 def test_the_ablations_set_every_variant_against_metamix(name):
     suite = load_suite(name)
     variants = [entry.row for entry in suite.methods if entry.name == "metamix" and entry.row != "metamix"]
-    comparison = gather(plan(suite), Records(REFERENCE / name))
+    comparison = gather(plan(suite), shipped(name))
     found = pairs(comparison, row_scores(comparison))
     assert [(pair.ours, pair.theirs) for pair in found] == [(row, "metamix") for row in variants]
     differences = [pair.difference for pair in found]

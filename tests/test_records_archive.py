@@ -15,11 +15,12 @@ import zipfile
 import pytest
 
 from benchmarks.records import members as reading
-from benchmarks.records.archive import Archive, join, open_records, pack, table, with_parts, write_archive
+from benchmarks.records.archive import Archive, archives_in, join, open_records, pack, table, with_parts, write_archive
 from benchmarks.records.members import members
 from benchmarks.records.record import LARGEST_RECORD, RecordError, Records
+from reports.verification.reference import REFERENCE, shipped
 from tests.fabricated import make_plan, make_suite, write_records
-from tests.harness import ROOT
+from tests.harness import ROOT, cli, copy_finished, finished
 
 PLAN = make_plan(make_suite(["float", "uniform-lsq", "hawq"], seeds=(0, 1)))
 
@@ -317,3 +318,42 @@ def test_packing_as_a_command(folder, tmp_path):
     assert (ran.returncode, ran.stdout) == (2, "")
     assert "no such archive" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_a_report_of_an_archive_leaves_the_records_in_the_output_folder_alone(tmp_path):
+    suite, out = finished().suite, copy_finished(tmp_path / "out")
+    packed_one = pack(out / "tiny" / "records", tmp_path / "to")
+    command = ("report", "--suite", suite, "--out", tmp_path / "other")
+    ran = cli(*command, "--records", packed_one)
+    assert ran.code == 0, ran.err
+    assert f"records: {packed_one}" in ran.out.splitlines()
+    report = tmp_path / "other" / "tiny" / "report" / "report.md"
+    shown = report.read_text()
+    assert "metamix" in shown
+    assert not (tmp_path / "other" / "tiny" / "records").exists()
+    ran = cli(*command)  # of what is in the output folder: nothing
+    assert "warning: no trial of tiny has a record" in ran.err
+    assert report.read_text() != shown
+    assert cli(*command, "--records", tmp_path / "none.tar.xz").code == 2
+    assert cli(*command, "--records", packed_one, "--storage", tmp_path / "s").code == 2
+    other = cli("report", "--suite", "smoke", "--out", tmp_path / "smoke", "--records", packed_one)
+    assert (other.code, "no trial of smoke has a record in" in other.err) == (0, True)
+
+
+SHIPPED = archives_in(REFERENCE)
+
+
+def test_every_shipped_table_has_its_archive():
+    names = {path.name.removesuffix(".tar.xz") for path in SHIPPED}
+    assert names == {path.stem for path in REFERENCE.glob("*.csv")}
+    assert {"quick", "digits-full", "procedural-quick"} <= names
+
+
+@pytest.mark.parametrize("archive", SHIPPED, ids=lambda path: path.name.removesuffix(".tar.xz"))
+def test_a_shipped_table_says_what_its_archive_holds(archive):
+    assert archive.with_name(archive.name.replace(".tar.xz", ".csv")).read_text() == table(open_records(archive))
+
+
+def test_what_is_not_shipped_has_no_records():
+    assert list(shipped("nobody-s")) == []
+    assert len(list(shipped("quick"))) == 18

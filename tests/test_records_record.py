@@ -46,6 +46,10 @@ def test_what_was_observed_may_be_edited_and_keys_reordered(record, tmp_path):
     assert read_record(path).checksum == record.checksum
 
 
+def test_a_record_is_one_line(record):
+    assert record.to_json().count("\n") == 1
+
+
 def without(key: str) -> Any:
     return lambda data: data.pop(key)
 

@@ -10,6 +10,8 @@ from unittest import mock
 import pytest
 
 from benchmarks.planning import Plan, Trial
+from benchmarks.records.archive import pack
+from benchmarks.records.record import Records
 from benchmarks.suites.spec import OptimizerSpec, QuantizerSpec
 from methods.quantization.cost import uniform_bits
 from reports.studies import ranges
@@ -86,7 +88,7 @@ def test_losses_of_the_first_and_the_last_part(records, capsys):
 
 
 def test_the_figure_has_a_panel_per_width_and_a_line_per_parameterisation(records, capsys):
-    cells = ranges.cells_of(ranges.Records(records))
+    cells = ranges.cells_of(Records(records))
     panels = ranges.figure(cells).axes
     assert [panel.get_title(loc="left") for panel in panels] == ["W4A4", "W4A3"]
     labels = [container.get_label() for container in panels[0].containers]
@@ -102,7 +104,23 @@ def test_the_figure_is_written(records, capsys, tmp_path, name):
 
 
 def test_a_folder_without_such_trials_is_refused(tmp_path, capsys):
+    write_records(make_plan(make_suite(["hawq"])), tmp_path)
     with pytest.raises(SystemExit) as stop:
         run(capsys, tmp_path)
     assert stop.value.code == 2
     assert "no trials of uniform-lsq" in capsys.readouterr().err
+
+
+def test_an_archive_says_what_its_folder_says(records, tmp_path, capsys):
+    assert run(capsys, pack(records, tmp_path / "to")) == run(capsys, records)
+
+
+@pytest.mark.parametrize("name", ["nothing", "empty", "damaged.tar.xz"])
+def test_no_records_are_one_line(name, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged.tar.xz").write_bytes(b"\xfd7zXZ\0 and no more")
+    with pytest.raises(SystemExit) as stop:
+        run(capsys, tmp_path / name)
+    said = capsys.readouterr().err
+    assert (stop.value.code, said.count("\n")) == (2, 1)
+    assert said.startswith(f"error: {tmp_path / name}: ")

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from benchmarks.planning import plan
+from benchmarks.records.record import Records
 from benchmarks.suites.suite import Suite
 from reports.studies import retraining
 from reports.studies.retraining import components, lines, suite_of
@@ -91,7 +92,7 @@ def test_the_suite_of_a_searchs_policies_can_be_planned(capsys):
     suite = Suite.model_validate(yaml.safe_load(capsys.readouterr().out))
     assert [entry.row for entry in suite.methods] == ["float", "policy of seed 0"]
     trials = {trial.row: trial.spec for trial in plan(suite).trials}
-    record = next(r for r in retraining.Records(folder) if r.spec["method"]["name"] == "metamix")
+    record = next(r for r in Records(folder) if r.spec["method"]["name"] == "metamix")
     again = trials["policy of seed 0"]
     assert again.method.options["policy"] == record.result["policy"]
     searched = record.trial_spec
@@ -102,7 +103,7 @@ def test_the_suite_of_a_searchs_policies_can_be_planned(capsys):
 
 def test_a_method_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="0 ok records of nobody on resnet18, of 0 kinds"):
-        suite_of(list(retraining.Records(finished().out / "tiny" / "records")), "nobody", "resnet18")
+        suite_of(list(Records(finished().out / "tiny" / "records")), "nobody", "resnet18")
 
 
 def searched(tmp_path, change=None, **suite):

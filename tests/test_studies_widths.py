@@ -63,6 +63,7 @@ def test_failed_trials_have_no_accuracy_to_count(tmp_path, capsys):
 
 
 def test_a_folder_without_such_trials_is_refused(tmp_path, capsys):
+    write_records(make_plan(make_suite(["hawq"])), tmp_path)
     with pytest.raises(SystemExit) as stop:
         run(tmp_path, capsys)
     assert stop.value.code == 2

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from benchmarks.messages import SuiteError
+from benchmarks.records.archive import open_records, pack
 from benchmarks.records.record import Records
 from benchmarks.suites.suite import ceiling_name, load_suite
 from reports.findings.comparison import gather
@@ -277,8 +278,9 @@ def test_the_expected_interval_hangs_on_all_reference_runs_whichever_are_asked_f
     """Seed 0's reference is 60 %, of all three the mean is 61 %: without the other two nothing could be expected."""
     one, all_three = make_plan(make_suite(METHODS)), make_plan(make_suite(METHODS, seeds=SEEDS))
     shipped = tmp_path / "shipped"
-    larger = write_records(all_three, shipped / "larger", accuracies)
-    theirs = larger if where == "beside it" else write_records(one, shipped / "own", accuracies)
+    pack(write_records(all_three, tmp_path / "larger", accuracies).folder, shipped)
+    pack(write_records(one, tmp_path / "own", accuracies).folder, shipped)
+    theirs = open_records(shipped / ("larger.tar.xz" if where == "beside it" else "own.tar.xz"))
     for points, expected in ((HALF - 0.01, "reproduced"), (HALF + 0.01, "suspiciously better")):
         ours = write_records(one, tmp_path / "ours", elsewhere(0.01 + points / 100))
         found = checked(one, ours, theirs, shipped)
@@ -325,6 +327,8 @@ def test_verify_as_a_command(tmp_path):
     folder = tmp_path / "reference"
     shutil.copytree(out / "tiny" / "records", folder)
     assert cli(*arguments, "--reference", folder).code == 0
+    ran = cli(*arguments, "--reference", pack(folder, tmp_path / "packed"))
+    assert (ran.code, "reference records: 6 reproduced (6 to the bit)" in ran.out) == (0, True)
     assert cli(*arguments, "--reference", tmp_path / "none").code == 2
     assert cli(*arguments, "--reference", out).code == 2  # no records in it, though below it
     text = next(folder.glob("*.json"))

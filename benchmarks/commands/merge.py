@@ -33,7 +33,7 @@ def execute(context: typer.Context, options: Options, sources: Sequence[Path]) -
     check_writable(options.out)
     merged = merge(sources, session.suite.suite, session.workspace.records, session.trials)
     _say(merged, session)
-    write_report(session)
+    write_report(session, session.workspace.records)
     warn_of_part(context)
     say_where(context, session)
     return Exit.WELL

@@ -13,7 +13,6 @@ from benchmarks.commands.report import gathered
 from benchmarks.commands.session import Session, fetch_records, open_session
 from benchmarks.messages import SuiteError
 from benchmarks.planning import Trial
-from benchmarks.records.record import Records
 from benchmarks.terminal import console, print_columns, say_next, warn
 
 
@@ -78,10 +77,10 @@ def _show(session: Session, rows: Rows) -> None:
 def _show_power(session: Session, gap: float) -> None:
     """Seeds that a gap needs, at the spread of the records here, else of those shipped with this repository."""
     from reports.findings.power import advice, spreads
-    from reports.verification.reference import REFERENCE
+    from reports.verification.reference import shipped
 
     source, found = "records here", gathered(session, session.workspace.records)
     if not spreads(found):
-        source, found = "shipped records", gathered(session, Records(REFERENCE / session.suite.suite))
+        source, found = "shipped records", gathered(session, shipped(session.suite.suite))
     for line in advice(found, gap, source):
         console.print(line, markup=False)

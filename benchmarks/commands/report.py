@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -10,7 +11,8 @@ from benchmarks.commands.exits import Exit
 from benchmarks.commands.options import Options
 from benchmarks.commands.session import Session, check_writable, fetch_records, open_session
 from benchmarks.messages import SuiteError
-from benchmarks.records.record import Records
+from benchmarks.records.archive import open_records
+from benchmarks.records.record import RecordSource
 from benchmarks.suites.spec import digest
 from benchmarks.terminal import command_line, console, warn
 
@@ -18,28 +20,37 @@ if TYPE_CHECKING:
     from reports.findings.comparison import Comparison
 
 
-def execute(context: typer.Context, options: Options) -> Exit:
-    """Build the report of what records there are. Raises SuiteError, DataError, RecordError and StorageError."""
+def execute(context: typer.Context, options: Options, place: Path | None) -> Exit:
+    """Build the report of what records there are. Raises SuiteError, DataError, RecordError and StorageError.
+
+    place: an archive or a folder of records, in place of those in the output folder.
+    """
     session = open_session(options, needs_data=False)
     check_writable(options.out)
+    if place and options.storage:
+        raise SuiteError("--records and --storage: give one of them, a report is of one place's records")
     fetch_records(session)
-    write_report(session, always=True)
-    warn_of_none(session)
+    records = open_records(place) if place else session.workspace.records
+    write_report(session, records, always=True)
+    if not place:
+        warn_of_none(session)
+    elif not any(records.get(trial.id) for trial in session.plan.trials):
+        warn(f"no trial of {session.suite.suite} has a record in {place}; is it of another suite, or version?")
     warn_of_part(context)
-    say_where(context, session)
+    say_where(context, session, place)
     return Exit.WELL
 
 
-def write_report(session: Session, *, always: bool = False) -> None:
-    """Build the report unless the one there is of the same records."""
-    stamp, stamp_file = _stamp(session), session.workspace.report / ".stamp"
+def write_report(session: Session, records: RecordSource, *, always: bool = False) -> None:
+    """Build the report of some records unless the one there is of the same."""
+    stamp, stamp_file = _stamp(session, records), session.workspace.report / ".stamp"
     if not always and stamp_file.exists() and stamp_file.read_text(encoding="utf-8") == stamp:
         return
     from reports.build import build_report
     from reports.findings.comparison import ComparisonError
 
     try:
-        report = build_report(session.plan, session.workspace.records, session.workspace.report)
+        report = build_report(session.plan, records, session.workspace.report)
     except ComparisonError as error:
         raise SuiteError(str(error)) from error
     for warning in report.warnings:
@@ -47,16 +58,16 @@ def write_report(session: Session, *, always: bool = False) -> None:
     stamp_file.write_text(stamp, encoding="utf-8")
 
 
-def _stamp(session: Session) -> str:
+def _stamp(session: Session, records: RecordSource) -> str:
     """A digest of what a report shows."""
-    records, trials = session.workspace.records, session.plan.trials
+    trials = session.plan.trials
     found = {trial.id: record.checksum for trial in trials if (record := records.get(trial.id))}
     disputed = sorted(record.checksum for record in records.disputed())
     suite = session.suite.model_dump(mode="json")
     return digest({"suite": suite, "trials": [trial.id for trial in trials], "records": found, "disputed": disputed})
 
 
-def gathered(session: Session, records: Records) -> Comparison:
+def gathered(session: Session, records: RecordSource) -> Comparison:
     """A session's plan beside some records. Raises SuiteError where they cannot stand in one table."""
     from reports.findings.comparison import ComparisonError, gather
 
@@ -82,13 +93,13 @@ def warn_of_part(context: typer.Context) -> None:
         warn(f"the report is of a part of the suite ({' '.join(cut)}), in place of the whole; for that: {whole}")
 
 
-def say_where(context: typer.Context, session: Session) -> None:
-    """Print where report, records, MLflow's view and networks are."""
+def say_where(context: typer.Context, session: Session, place: Path | None = None) -> None:
+    """Print where report, records, MLflow's view and networks are. place: of the records, if not the output folder."""
     from benchmarks.records.tracking import default_uri, has_runs
 
     folder, out = session.workspace.folder, session.workspace.out
     console.print(f"report:  {session.workspace.report / 'index.html'}", markup=False)
-    console.print(f"records: {session.workspace.records.folder}", markup=False)
+    console.print(f"records: {place or session.workspace.records.folder}", markup=False)
     if has_runs(out):
         console.print(f"mlflow:  mlflow ui --backend-store-uri {default_uri(out)}", markup=False)
     networks = folder / "networks"

@@ -60,7 +60,7 @@ def execute(context: typer.Context, options: Options, retry: str | None) -> Exit
 
 def _finish(context: typer.Context, session: Session, lost: dict[str, Outcome]) -> Exit:
     """Report, and say where everything is."""
-    write_report(session)
+    write_report(session, session.workspace.records)
     warn_of_part(context)
     amiss = say_amiss(session, lost)
     say_where(context, session)

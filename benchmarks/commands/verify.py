@@ -10,21 +10,21 @@ from benchmarks.commands.exits import Exit
 from benchmarks.commands.options import Options
 from benchmarks.commands.report import gathered
 from benchmarks.commands.session import open_session
-from benchmarks.messages import SuiteError
-from benchmarks.records.record import Records
+from benchmarks.records.archive import open_records
 from benchmarks.terminal import console, say_next
 from reports.verification.claims import FAILED, judged, published
-from reports.verification.reference import REFERENCE, checked, lines
+from reports.verification.reference import checked, lines, shipped
 
 
 def execute(context: typer.Context, options: Options, reference: Path | None) -> Exit:
-    """Print what was reproduced and what was not. reference: a folder of records, in place of those shipped."""
+    """Print what was reproduced and what was not.
+
+    reference: an archive or a folder of records, in place of those shipped.
+    """
     session = open_session(options, needs_data=False)
-    if reference and not any(reference.glob("*.json")):
-        raise SuiteError(f"no records in {reference}; --reference is a folder of records, such as OUT/SUITE/records")
+    theirs = open_records(reference) if reference else shipped(session.suite.suite)
     verdicts = judged(gathered(session, session.workspace.records), published())
-    place = reference or REFERENCE / session.suite.suite
-    checks = checked(session.plan, session.workspace.records, Records(place))
+    checks = checked(session.plan, session.workspace.records, theirs)
     for line in lines(checks, verdicts):
         console.print(line, markup=False)
     statuses = [*(check.status for check in checks), *(verdict.status for verdict in verdicts)]
@@ -32,8 +32,10 @@ def execute(context: typer.Context, options: Options, reference: Path | None) ->
         return Exit.UNVERIFIED
     if not statuses:
         name = session.suite.suite
-        console.print(f"there is no reference for {name} as it is set here; name one: --reference OUT/{name}/records")
+        console.print(
+            f"no shipped reference matches these settings of {name}; give one with --reference OUT/{name}/records"
+        )
     elif "reproduced" not in statuses:
-        console.print("there is nothing yet that could be held against anything")
+        console.print("nothing to verify yet: none of these trials has both a record and a reference")
         say_next(context)
     return Exit.WELL

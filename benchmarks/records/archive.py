@@ -103,6 +103,11 @@ def open_records(place: Path) -> RecordSource:
     return Archive(place, _read(paths))
 
 
+def archives_in(folder: Path) -> list[Path]:
+    """Every archive in a folder, by name; parts stand for the archive that they are of, whether or not it is there."""
+    return sorted({path.with_name(f"{_name_of(path)}{SUFFIX}") for path in folder.glob(f"*{SUFFIX}")})
+
+
 def with_parts(place: Path) -> list[Path]:
     """An archive and its parts, in their order, those that are there; of a part itself, that part."""
     found = [place] if place.is_file() else []

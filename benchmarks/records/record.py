@@ -56,9 +56,7 @@ class Record:
 
     def to_json(self) -> str:
         body = {"schema": SCHEMA, "id": self.id, "checksum": self.checksum}
-        return (
-            json.dumps({**body, "spec": self.spec, "result": self.result, "observed": self.observed}, indent=1) + "\n"
-        )
+        return json.dumps({**body, "spec": self.spec, "result": self.result, "observed": self.observed}) + "\n"
 
 
 def read_record(path: Path) -> Record:

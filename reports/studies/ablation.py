@@ -1,4 +1,4 @@
-"""MetaMix's claims, one table each: `python -m reports.studies.ablation FOLDER`, the records of `metamix-ablation`.
+"""MetaMix's claims, one table each: `python -m reports.studies.ablation RECORDS`, those of `metamix-ablation`.
 
 Means over seeds with 95 % t-intervals, differences paired by seed, a table per network.
 """
@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records.record import Record, Records
+from benchmarks.records.record import Record
 from methods import load_method
 from reports.numbers.display import NOTHING, interval, paired, percent
 from reports.numbers.statistics import Mean, mean_interval, paired_difference
+from reports.studies.reading import records_at
 
 METHOD = "metamix"
 DIAGNOSTIC = "statistics_batches"
@@ -25,16 +26,16 @@ Trials = dict[str, dict[int, Record]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    by_model = trials_of(Records(folder))
+    parser.add_argument("records", type=Path, help="an archive or a folder of records")
+    place = parser.parse_args().records
+    by_model = trials_of(records_at(place, parser))
     if not any(METHOD in rows for rows in by_model.values()):
-        parser.exit(2, f"error: no finished trials of {METHOD} with its default options in {folder}\n")
+        parser.exit(2, f"error: no finished trials of {METHOD} with its default options in {place}\n")
     for model, rows in sorted(by_model.items()):
         print("\n".join([*accuracies(model, rows), "", *discrepancies(rows)]))
 
 
-def trials_of(records: Records) -> dict[str, Trials]:
+def trials_of(records: Iterable[Record]) -> dict[str, Trials]:
     """Finished trials by network, row and seed; of several draws the first."""
     by_model: dict[str, Trials] = {}
     for record in sorted(records, key=lambda record: record.trial_spec.draw):

@@ -1,8 +1,8 @@
 """What ways to parameterise activation ranges come to, by width and learning rate.
 
-`python -m reports.studies.ranges FOLDER`
+`python -m reports.studies.ranges RECORDS`
 
-FOLDER holds records of one suite with uniform widths, such as `asymmetric-ranges`. Means over seeds with 95 %
+RECORDS are those of one suite with uniform widths, such as `asymmetric-ranges`. Means over seeds with 95 %
 t-intervals, differences from LSQ paired by seed, and how far training loss had come after the first part of a run.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -19,12 +19,13 @@ from typing import NamedTuple
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from benchmarks.records.record import Record, Records
+from benchmarks.records.record import Record
 from benchmarks.suites.spec import QuantizerSpec
 from reports.figures.marks import marker
 from reports.figures.pareto import STYLE, save
 from reports.numbers.display import NOTHING, interval, paired, percent
 from reports.numbers.statistics import Mean, mean_interval, paired_difference
+from reports.studies.reading import records_at
 from reports.studies.widths import row_of
 
 BASELINE = "lsq"
@@ -68,19 +69,19 @@ Cells = dict[Key, Cell]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("records", type=Path, help="an archive or a folder of records")
     parser.add_argument("--figure", type=Path, help="write the figure here, as .png or .pdf")
     arguments = parser.parse_args()
-    cells = cells_of(Records(arguments.folder))
+    cells = cells_of(records_at(arguments.records, parser))
     if not cells:
-        parser.exit(2, f"error: no trials of uniform-lsq in {arguments.folder}\n")
+        parser.exit(2, f"error: no trials of uniform-lsq in {arguments.records}\n")
     print("\n".join(tables(cells)))
     if arguments.figure:
         with arguments.figure.open("wb") as file:
             save(figure(cells), file, arguments.figure.suffix.removeprefix(".") or "png")
 
 
-def cells_of(records: Records) -> Cells:
+def cells_of(records: Iterable[Record]) -> Cells:
     """Trials of `uniform-lsq` by cell. A failed one has no policy; it counts where its ceiling's others do."""
     found = [record for record in records if record.trial_spec.method.name == "uniform-lsq"]
     widths = {

@@ -22,9 +22,10 @@ from typing import Any
 
 import yaml
 
-from benchmarks.records.record import Record, Records
+from benchmarks.records.record import Record
 from benchmarks.suites.spec import canonical_json
 from reports.numbers.display import percent
+from reports.studies.reading import records_at
 
 
 @dataclass(frozen=True)
@@ -168,17 +169,17 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     writes, splits = commands.add_parser("suite"), commands.add_parser("table")
     for command in (writes, splits):
-        command.add_argument("records", type=Path)
+        command.add_argument("records", type=Path, help="an archive or a folder of records")
     writes.add_argument("--method", required=True)
     splits.add_argument("--method", default="", help="whose policies they are")
     splits.add_argument("--searched", type=Path, help="records that the suite was written from")
     writes.add_argument("--model", required=True)
     writes.add_argument("--ceiling", type=int, help="BOPs, where the records have several ceilings")
     arguments = parser.parse_args()
-    records = list(Records(arguments.records))
+    records = records_at(arguments.records, parser)
     try:
         if arguments.command == "table":
-            searched = list(Records(arguments.searched)) if arguments.searched else []
+            searched = records_at(arguments.searched, parser) if arguments.searched else []
             print("\n".join(lines(records, searched, arguments.method)))
         else:
             suite = suite_of(records, arguments.method, arguments.model, arguments.ceiling)

@@ -1,4 +1,4 @@
-"""What uniform bit-widths cost: `python -m reports.studies.widths FOLDER`, a folder of records of one suite.
+"""What uniform bit-widths cost: `python -m reports.studies.widths RECORDS`, those of one suite.
 
 Means over seeds with 95 % t-intervals, and differences between neighbouring widths paired by seed.
 """
@@ -9,9 +9,10 @@ import argparse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from benchmarks.records.record import Record, Records
+from benchmarks.records.record import Record
 from reports.numbers.display import interval, paired, percent
 from reports.numbers.statistics import mean_interval, paired_difference
+from reports.studies.reading import records_at
 
 Accuracies = dict[str, dict[int, float]]
 """Test accuracy in 0..1 by row of the table and seed."""
@@ -21,17 +22,17 @@ START, FLOAT = "float start", "float"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    parser.add_argument("records", type=Path, help="an archive or a folder of records")
+    place = parser.parse_args().records
     by_model: dict[str, Accuracies] = {}
-    for record in Records(folder):
+    for record in records_at(place, parser):
         if record.status == "ok" and (row := row_of(record)):
             model = f"{record.trial_spec.model.name} x{record.trial_spec.model.width:g}"
             found, seed = by_model.setdefault(model, {}), record.trial_spec.seed
             found.setdefault(row, {})[seed] = record.result["metrics"]["test_accuracy"]
             found.setdefault(START, {})[seed] = record.result["metrics"]["start_test_accuracy"]
     if not by_model:
-        parser.exit(2, f"error: no finished float or uniform trials in {folder}\n")
+        parser.exit(2, f"error: no finished float or uniform trials in {place}\n")
     print("\n".join(line for model in sorted(by_model) for line in table(model, by_model[model])))
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from benchmarks.planning import Plan, Trial
-from benchmarks.records.record import Record, RecordError, Records, RecordSource
+from benchmarks.records.archive import SUFFIX, Archive, archives_in, open_records, with_parts
+from benchmarks.records.record import Record, RecordError, RecordSource
 from benchmarks.suites.spec import canonical_json
 from reports.numbers.display import percent
 from reports.numbers.statistics import Interval, prediction_interval
 from reports.verification.claims import FAILED, Status, Verdict, wider
 
 REFERENCE = Path(__file__).parents[1] / "reference"
+"""Archives of records that are shipped with this repository."""
 
 SAME = (
     "processor",
@@ -48,18 +51,23 @@ class Check:
     expected: Interval | None = None
 
 
-def checked(plan: Plan, records: RecordSource, reference: Records, shipped: Path = REFERENCE) -> list[Check]:
+def shipped(suite: str) -> RecordSource:
+    """The records of a suite that are shipped here; none for other suites. Raises RecordError for a damaged archive."""
+    place = REFERENCE / f"{suite}{SUFFIX}"
+    return open_records(place) if with_parts(place) else Archive(place)
+
+
+def checked(plan: Plan, records: RecordSource, reference: RecordSource, beside: Path = REFERENCE) -> list[Check]:
     """A check of every trial that has a reference record. Raises RecordError for a damaged reference.
 
     Where another run of a trial should lie is told by the reference's runs of it from all seeds, whether or not the
-    plan has them, and by those of the suites in `shipped`, where the same trials are part of a larger suite.
+    plan has them, and by those of the archives in `beside`, where the same trials are part of a larger suite.
     """
     references = {trial.id: record for trial in plan.trials if (record := reference.get(trial.id))}
     if not references:
         return []
-    runs = _runs(
-        [*reference, *(record for folder in sorted(shipped.iterdir()) for record in Records(folder).others(()))]
-    )
+    larger = (open_records(place).others(()) for place in archives_in(beside))
+    runs = _runs(chain(reference, *larger))
     return [
         _check(trial, _readable(trial, records), references[trial.id], runs[_but_seed(references[trial.id])])
         for trial in plan.trials
