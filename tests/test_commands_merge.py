@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import random
 import tarfile
+import tracemalloc
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from benchmarks.commands.merge import merge
 from benchmarks.messages import SuiteError
 from benchmarks.planning import plan
+from benchmarks.records.archive import pack
 from benchmarks.records.record import Record, RecordError, Records, differences
 from benchmarks.suites.spec import digest
 from benchmarks.suites.suite import load_suite, select
@@ -113,6 +118,132 @@ def test_a_zip_that_cannot_be_opened_is_refused(tmp_path, place, value, why):
     source.write_bytes(text)
     with pytest.raises(SuiteError, match=rf"them.zip: .*{why}.*; make the archive without a password"):
         joined(tmp_path, source)
+
+
+def special(path, name, kind):
+    """An archive with one more member that is no regular file, called as a record is."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as file:
+            info = zipfile.ZipInfo(name)
+            info.external_attr = 0o120777 << 16
+            file.writestr(info, "/etc/passwd")
+    else:
+        with tarfile.open(path, "w:gz") as file:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            file.addfile(info)
+    return path
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_a_record_that_is_a_link_or_a_device_is_refused(tmp_path, kind):
+    with pytest.raises(SuiteError, match=r"them.tar.gz:records/x.json: is a link or a device"):
+        joined(tmp_path, special(tmp_path / "them.tar.gz", "records/x.json", kind))
+    with pytest.raises(SuiteError, match=r"them.zip:records/x.json: is a link or a device"):
+        joined(tmp_path, special(tmp_path / "them.zip", "records/x.json", kind))
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", "./", "records/.", "a//b"])
+def test_members_of_odd_names_are_no_records(tmp_path, name):
+    folder = write_records(PLAN, tmp_path / "records").folder
+    files = {name: b"{}"} | {f"records/{file}": text for file, text in content(folder).items()}
+    assert joined(tmp_path, archive(tmp_path / "them.tar.gz", files))[1].added == 6
+    assert joined(tmp_path, archive(tmp_path / "them.zip", files))[1].alike == 6
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/etc/passwd")])
+def test_a_pipe_a_folder_and_a_link_among_records_are_refused(tmp_path, make):
+    """A pipe, opened as a file is, waits for somebody to write into it for good."""
+    folder = write_records(PLAN, tmp_path / "records").folder
+    make(folder / "0.json")
+    with pytest.raises(SuiteError, match=r"0.json: cannot be read: it is (no regular file|a link)"):
+        joined(tmp_path, folder)
+    assert not (tmp_path / "joined").exists()
+
+
+@pytest.mark.parametrize("where", ["fabricated", "fabricated/records", "records"])
+def test_a_link_in_place_of_a_folder_is_not_followed(tmp_path, where):
+    folder = write_records(PLAN, tmp_path / "elsewhere").folder
+    if where == "fabricated":
+        folder = write_records(PLAN, tmp_path / "elsewhere" / "records").folder.parent
+    link = tmp_path / "theirs" / where
+    link.parent.mkdir(parents=True)
+    link.symlink_to(folder)
+    with pytest.raises(SuiteError, match=f"{link}: is a link, which merge does not follow"):
+        joined(tmp_path, tmp_path / "theirs")
+    assert joined(tmp_path, folder)[1].added == 6
+
+
+def test_what_is_no_file_at_all_is_no_source(tmp_path):
+    os.mkfifo(tmp_path / "pipe.tar.xz")
+    for source in (tmp_path / "pipe.tar.xz", Path("/dev/null"), Path("/dev/zero")):
+        with pytest.raises(SuiteError, match="neither a folder nor"):
+            joined(tmp_path, source)
+
+
+def test_a_folder_that_cannot_be_read_says_so(tmp_path, monkeypatch):
+    folder = write_records(PLAN, tmp_path / "records").folder
+    real = os.listdir
+
+    def listdir(path="."):
+        if os.fspath(path) == str(folder):
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    with pytest.raises(SuiteError, match=f"{folder}: cannot be read: Permission denied"):
+        joined(tmp_path, folder)
+
+
+@pytest.mark.parametrize("name", ["them.tar.gz", "them.zip"])
+def test_a_bomb_is_refused_in_little_memory(tmp_path, name):
+    """Two megabytes that come to two gigabytes, here a sixteenth of it: as one record, and as many large ones."""
+    one = archive(tmp_path / f"one-{name}", {"records/x.json": bytes(2**27)})
+    many = archive(tmp_path / f"many-{name}", dict.fromkeys((f"records/{n}.json" for n in range(40)), bytes(2**22)))
+    for source, message in ((one, "134,217,728 bytes; a record has at most"), (many, "truncated or not JSON")):
+        tracemalloc.start()
+        with pytest.raises((SuiteError, RecordError), match=message):
+            joined(tmp_path, source)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 4 * 2**22  # one record's bytes, a few times over
+
+
+def test_many_whole_records_are_read_one_at_a_time(tmp_path):
+    def large(trial, result, observed):
+        result["search"] = {"note": "x" * 2**20}
+
+    many = make_plan(make_suite(["float", "uniform-lsq"], seeds=tuple(range(16))))
+    source = pack(write_records(many, tmp_path / "large", large).folder, tmp_path)
+    trials = {trial.id: trial for trial in many.trials}
+    tracemalloc.start()
+    assert merge([source], "fabricated", Records(tmp_path / "joined"), trials).added == len(trials)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * 2**20  # of 32 MB: a record as bytes, as text, as JSON again, and what packs it
+
+
+def test_a_gzip_with_a_wrong_trailer_is_refused(tmp_path):
+    folder = write_records(PLAN, tmp_path / "records").folder
+    source = archive(tmp_path / "them.tar.gz", {f"records/{name}": text for name, text in content(folder).items()})
+    text = bytearray(source.read_bytes())
+    text[-1] ^= 1
+    source.write_bytes(text)
+    with pytest.raises(SuiteError, match="damaged archive"):
+        joined(tmp_path, source)
+    assert not (tmp_path / "joined").exists()
+
+
+def test_a_shipped_archive_is_merged_with_its_parts(tmp_path):
+    folder = write_records(PLAN, tmp_path / "records").folder
+    held = next(folder.glob("*.json"))
+    content = held.read_bytes()
+    held.unlink()
+    source = pack(folder, tmp_path / "to", "them")
+    held.write_bytes(content)
+    pack(folder, tmp_path / "to", "them")
+    assert joined(tmp_path, source)[1].added == 6
+    assert joined(tmp_path / "again", tmp_path / "to" / "them.part-1.tar.xz")[1].added == 1
 
 
 def test_a_source_without_records_is_refused(tmp_path):

@@ -687,7 +687,7 @@ def test_a_suite_without_a_reference_says_how_to_name_one(tmp_path):
     ran = cli("verify", "--suite", "smoke", "--out", tmp_path)
     assert ran.code == 0
     assert ran.out.splitlines()[-1].endswith(
-        "no reference for smoke as it is set here; name one: --reference OUT/smoke/records"
+        "no shipped reference matches these settings of smoke; give one with --reference OUT/smoke/records"
     )
 
 

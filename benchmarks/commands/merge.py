@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import lzma
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import typer
@@ -17,14 +13,14 @@ from benchmarks.commands.exits import Exit
 from benchmarks.commands.options import Options
 from benchmarks.commands.report import say_where, warn_of_part, write_report
 from benchmarks.commands.session import Session, check_writable, open_session
+from benchmarks.files import read_regular
 from benchmarks.messages import SuiteError
 from benchmarks.planning import Trial
-from benchmarks.records.record import Record, Records, differences, parse_record
+from benchmarks.records.archive import with_parts
+from benchmarks.records.members import ArchiveError, is_archive, members
+from benchmarks.records.record import LARGEST_RECORD, Record, Records, differences, parse_record
 from benchmarks.suites.spec import PROTOCOL, canonical_json, digest
 from benchmarks.terminal import console, errors
-
-LARGEST_RECORD = 50 * 2**20
-"""Bytes; a file in an archive that claims more is no record."""
 
 
 def execute(context: typer.Context, options: Options, sources: Sequence[Path]) -> Exit:
@@ -74,70 +70,95 @@ def merge(sources: Sequence[Path], suite: str, records: Records, trials: Mapping
 
     The other is kept beside it, for the report to show.
 
-    sources: output folders, folders of records, or tar or zip archives of either. Raises SuiteError, with nothing
-    written, for sources that are no such thing and for records of other protocols, of no trial of the suite, or of
-    other data; RecordError for damaged records.
+    sources: output folders, folders of records, or tar or zip archives of either. Each is read twice, a record at a
+    time: everything is looked at before anything is written. Raises SuiteError, with nothing written, for sources
+    that are no such thing and for records of other protocols, of no trial of the suite, or of other data; RecordError
+    for damaged records.
     """
-    found = [(record, str(source)) for source in sources for record in _records_in(source, suite)]
-    _check_protocol(found)
-    _check_trials(found, suite, trials)
-    there = [(record, str(records.folder)) for key in trials if (record := records.get(key))]
-    _check_data(there + found)
+    looked_at = _Examination(suite, trials)
+    for key in trials:
+        if record := records.get(key):
+            looked_at.check_data(record, str(records.folder))
+    for record, source in _records_of(sources, suite):
+        looked_at.check(record, source)
+    looked_at.finish()
     merged = Merged()
-    for record, source in found:
-        kept = records.get(record.id)
-        if kept is None:
-            records.put(record)
-            merged.added += 1
-        elif canonical_json(kept.result) == canonical_json(record.result):
-            merged.alike += 1
-        else:
-            records.dispute(record)
-            merged.conflicts.append(Conflict(kept, record, source))
+    for record, source in _records_of(sources, suite):
+        _take(record, source, records, merged)
     return merged
 
 
-def _records_in(source: Path, suite: str) -> Iterator[Record]:
-    try:
-        files = list(_files_in(source, suite))
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
-        raise SuiteError(f"{source}: a damaged archive ({error}); fetch it again") from None
-    except RuntimeError as error:  # zipfile's, of passwords and of compression that it does not know
-        raise SuiteError(f"{source}: {error}; make the archive without a password, as tar.gz or plain zip") from None
-    if not files:
-        raise SuiteError(f"{source}: holds no records of {suite}; merge takes output folders or folders of records")
-    for name, text in files:
-        record = parse_record(text, name)
-        if record.id != digest(record.spec):
-            raise SuiteError(f"{name}: its id is not that of its specification; it is no record of this program")
-        yield record
+def _take(record: Record, source: str, records: Records, merged: Merged) -> None:
+    kept = records.get(record.id)
+    if kept is None:
+        records.put(record)
+        merged.added += 1
+    elif canonical_json(kept.result) == canonical_json(record.result):
+        merged.alike += 1
+    else:
+        records.dispute(record)
+        merged.conflicts.append(Conflict(kept, record, source))
+
+
+def _records_of(sources: Sequence[Path], suite: str) -> Iterator[tuple[Record, str]]:
+    """Every record of the suite in the sources, and which source it is of, one at a time."""
+    for source in sources:
+        empty = True
+        for name, text in _files_in(source, suite):
+            empty = False
+            record = parse_record(text, name)
+            if record.id != digest(record.spec):
+                raise SuiteError(f"{name}: its id is not that of its specification; it is no record of this program")
+            yield record, str(source)
+        if empty:
+            raise SuiteError(f"{source}: holds no records of {suite}; merge takes output folders or folders of records")
 
 
 def _files_in(source: Path, suite: str) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every record file; of an archive only regular files are read, under no name of theirs."""
-    if source.is_dir():
-        places = (source / suite / "records", source / "records", source)
-        for path in sorted(next(place for place in places if place.is_dir()).glob("[!.]*.json")):
-            yield str(path), path.read_bytes()
-    elif source.is_file() and tarfile.is_tarfile(source):
-        with tarfile.open(source) as archive:
-            for member in archive:
-                if member.isfile() and _is_record(member.name, suite) and member.size <= LARGEST_RECORD:
-                    file = archive.extractfile(member)
-                    assert file is not None
-                    yield f"{source}:{member.name}", file.read()
-    elif source.is_file() and zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as archive:
-            for info in archive.infolist():
-                if not info.is_dir() and _is_record(info.filename, suite) and info.file_size <= LARGEST_RECORD:
-                    yield f"{source}:{info.filename}", archive.read(info)
-    else:
-        raise SuiteError(f"{source}: neither a folder nor a tar or zip archive; merge takes output folders or archives")
+    """Name and content of every record file; of an archive nothing is written under a name of its own."""
+    try:
+        if source.is_dir():
+            yield from _files_in_folder(source, suite)
+        elif archives := with_parts(source):
+            for archive in archives:
+                yield from _files_in_archive(archive, suite)
+        else:
+            raise SuiteError(_NO_SOURCE.format(source))
+    except ArchiveError as error:
+        raise SuiteError(str(error)) from None
+    except OSError as error:
+        raise SuiteError(f"{error.filename or source}: cannot be read: {error.strerror}") from None
+
+
+_NO_SOURCE = "{}: neither a folder nor a tar or zip archive; merge takes output folders or archives"
+
+
+def _files_in_folder(source: Path, suite: str) -> Iterator[tuple[str, bytes]]:
+    place = next(place for place in (source / suite / "records", source / "records", source) if place.is_dir())
+    for folder in (place, *place.parents):
+        if folder == source:
+            break
+        if folder.is_symlink():
+            raise SuiteError(f"{folder}: is a link, which merge does not follow; name the folder that it leads to")
+    for path in sorted(place.iterdir()):  # glob would take a folder that cannot be read for an empty one
+        if _is_record(path.name, suite):
+            yield str(path), read_regular(path, LARGEST_RECORD, follow=False)
+
+
+def _files_in_archive(source: Path, suite: str) -> Iterator[tuple[str, bytes]]:
+    if not is_archive(source):
+        raise SuiteError(_NO_SOURCE.format(source))
+    for member in members(source):
+        if member.folder or not _is_record(member.name, suite):
+            continue
+        if not member.regular:
+            raise SuiteError(f"{member.label}: is a link or a device; merge takes regular files alone")
+        yield member.label, member.read()
 
 
 def _is_record(name: str, suite: str) -> bool:
     """A JSON file in a folder `records` of this suite, or in one folder of any name, or in none."""
-    *folders, file = Path(name).parts
+    *folders, file = PurePosixPath(name).parts or ("",)
     if not file.endswith(".json") or file.startswith("."):
         return False
     if len(folders) < 2:
@@ -145,43 +166,52 @@ def _is_record(name: str, suite: str) -> bool:
     return folders[-1] == "records" and folders[-2] == suite
 
 
-Found = Sequence[tuple[Record, str]]
+@dataclass
+class _Examination:
+    """Looks at records one by one; of those that it has seen it keeps how many and which data they are of."""
 
+    suite: str
+    trials: Mapping[str, Trial]
+    seen: int = 0
+    strange: int = 0
+    first_strange: tuple[Record, str] | None = None
+    digests: dict[str, tuple[Any, str]] = field(default_factory=dict)
+    """By the description of the data: the digest of the first record's, and where that lies."""
 
-def _check_protocol(found: Found) -> None:
-    for record, source in found:
+    def check(self, record: Record, source: str) -> None:
+        """Raises SuiteError for another protocol or other data."""
         if (protocol := record.spec.get("protocol")) != PROTOCOL:
             raise SuiteError(f"{source}: record {record.id} is of protocol {protocol}, this version is {PROTOCOL}")
+        self.seen += 1
+        if record.id not in self.trials:
+            self.strange += 1
+            self.first_strange = self.first_strange or (record, source)
+        self.check_data(record, source)
 
+    def check_data(self, record: Record, source: str) -> None:
+        """Raises SuiteError for different data under one description of it."""
+        data, seen = canonical_json(record.spec.get("data")), record.observed.get("data_digest")
+        first, where = self.digests.setdefault(data, (seen, source))
+        if seen != first and None not in (seen, first):
+            raise SuiteError(
+                f"{source}: record {record.id} was made from other data ({seen}) than those in {where} ({first}); "
+                "results on different images cannot stand in one table"
+            )
 
-def _check_trials(found: Found, suite: str, trials: Mapping[str, Trial]) -> None:
-    """Refuse records of trials that the suite does not have."""
-    strange = [(record, source) for record, source in found if record.id not in trials]
-    if not strange:
-        return
-    record, source = strange[0]
-    nearest = min((_differing(record, trial) for trial in trials.values()), key=len, default=[])
-    raise SuiteError(
-        f"{source}: {len(strange)} of {len(found)} records are of no trial of {suite}, such as {record.id}: the "
-        f"nearest trial differs in {', '.join(nearest)}; name the suite that they are of, give merge the --set, "
-        "--seeds, --methods and --models that they were run with, or move them away"
-    )
+    def finish(self) -> None:
+        """Raises SuiteError if there were records of trials that the suite does not have."""
+        if self.first_strange is None:
+            return
+        record, source = self.first_strange
+        nearest = min((_differing(record, trial) for trial in self.trials.values()), key=len, default=[])
+        raise SuiteError(
+            f"{source}: {self.strange} of {self.seen} records are of no trial of {self.suite}, such as {record.id}: "
+            f"the nearest trial differs in {', '.join(nearest)}; name the suite that they are of, give merge the "
+            "--set, --seeds, --methods and --models that they were run with, or move them away"
+        )
 
 
 def _differing(record: Record, trial: Trial) -> list[str]:
     """Parts of the specification that differ."""
     ours, theirs = trial.spec.model_dump(mode="json"), record.spec
     return [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
-
-
-def _check_data(found: Found) -> None:
-    """Refuse different data under one description of it."""
-    digests: dict[str, tuple[Any, str]] = {}
-    for record, source in found:
-        data, seen = canonical_json(record.spec.get("data")), record.observed.get("data_digest")
-        first, where = digests.setdefault(data, (seen, source))
-        if seen != first and None not in (seen, first):
-            raise SuiteError(
-                f"{source}: record {record.id} was made from other data ({seen}) than those in {where} ({first}); "
-                "results on different images cannot stand in one table"
-            )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
-from benchmarks.files import write_text_atomic
+from benchmarks.files import read_regular, write_text_atomic
 from benchmarks.suites.spec import TrialSpec, canonical_json
 
 SCHEMA = 1
@@ -62,7 +62,7 @@ class Record:
 def read_record(path: Path) -> Record:
     """Raises RecordError unless the file is a whole, unaltered record of this schema."""
     try:
-        text = path.read_bytes()
+        text = read_regular(path, LARGEST_RECORD)
     except OSError as error:
         raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
     return parse_record(text, str(path))
