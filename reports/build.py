@@ -18,10 +18,10 @@ from reports.findings.agreement import agreement_rows
 from reports.findings.comparison import Comparison, gather
 from reports.findings.fronts import any_curves
 from reports.findings.phases import phase_rows
+from reports.findings.standing import FREE_SEARCH
 from reports.findings.summary import Summary, summarise
-from reports.page import html as page
-from reports.page import markdown as document
-from reports.page.html import DPI
+from reports.page import html, markdown
+from reports.page.content import content_of
 from reports.page.references import OF_METHOD, bibliography
 from reports.page.sheets import cell_rows, layer_rows, trial_rows
 
@@ -64,23 +64,30 @@ def build_report(plan: Plan, records: RecordSource, out: Path) -> Report:
 
 
 def _files(comparison: Comparison, summaries: tuple[Summary, ...]) -> Iterator[tuple[str, bytes]]:
-    suite = comparison.plan.suite.model_dump(mode="json")
-    yield "suite.yaml", yaml.safe_dump(suite, sort_keys=False, allow_unicode=True).encode()
+    pictures, caption = _pictures(comparison, summaries)
+    beside = {**dict(_numbers(comparison, summaries)), **pictures}
+    yield from beside.items()
+    content = content_of(comparison, summaries, caption, (*beside, markdown.FILE, html.FILE))
+    yield markdown.FILE, markdown.write(content).encode()
+    yield html.FILE, html.render(content, pictures).encode()
+
+
+def _numbers(comparison: Comparison, summaries: tuple[Summary, ...]) -> Iterator[tuple[str, bytes]]:
+    """The suite, and what was found as CSV and LaTeX."""
+    suite = comparison.plan.suite
+    as_yaml = yaml.safe_dump(suite.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    yield "suite.yaml", as_yaml.encode()
     sheets = {"table": trial_rows(comparison), "summary": cell_rows(summaries), "layers": layer_rows(comparison)}
     sheets |= {"account": phase_rows(comparison), "agreement": agreement_rows(comparison)}
     for name, rows in sheets.items():
         if not rows and f"{name}.csv" in MAY_LACK:
             continue
         yield f"{name}.csv", tables.write_csv(list(rows[0]) if rows else [], rows).encode()
-    yield "references.bib", bibliography(comparison.plan.suite).encode()
-    free = f" {page.FREE_SEARCH}" if comparison.plan.suite.compute.protocol == "free-search" else ""
-    cited = {entry.row: OF_METHOD.get(entry.name, ()) for entry in comparison.plan.suite.methods}
+    yield "references.bib", bibliography(suite).encode()
+    free = f" {FREE_SEARCH}" if suite.compute.protocol == "free-search" else ""
+    cited = {entry.row: OF_METHOD.get(entry.name, ()) for entry in suite.methods}
     shown = tables.summary_tables(comparison, summaries)
     yield "table.tex", tables.latex(shown, tables.READING + free, cited).encode()
-    pictures, caption = _pictures(comparison, summaries)
-    yield from pictures.items()
-    yield "report.md", document.write(comparison, summaries, caption).encode()
-    yield "index.html", page.render(comparison, summaries, pictures, caption).encode()
 
 
 def _pictures(comparison: Comparison, summaries: tuple[Summary, ...]) -> tuple[dict[str, bytes], str]:
@@ -102,6 +109,6 @@ def _pictures(comparison: Comparison, summaries: tuple[Summary, ...]) -> tuple[d
     for name, figure in figures.items():
         for form in ("pdf", "png"):
             file = io.BytesIO()
-            save(figure, file, form, DPI)
+            save(figure, file, form, html.DPI)
             pictures[f"{name}.{form}"] = file.getvalue()
     return pictures, " ".join(caption_parts(summaries))

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reports.findings.comparison import Outcome
+from reports.findings.comparison import Comparison, Outcome
+from reports.findings.tables import Row, Table
+from reports.numbers import display
 
 
 @dataclass(frozen=True)
@@ -71,3 +73,59 @@ def _entry(row: Mapping[str, Any], epoch_macs: int) -> Entry:
     steps, price = row.get("steps"), row.get("macs_per_image")
     teacher = int(row.get("teacher_macs", 0))
     return Entry(str(row["name"]), int(row.get("images", 0)), macs, macs / epoch_macs, steps, price, teacher)
+
+
+ACCOUNT_WORDS = ("Trial", "Spent by phase, MACs", "Shown, not charged, MACs")
+ACCOUNT_NUMBERS = (
+    "Granted, epochs",
+    "Search, epochs",
+    "Fine-tuning, epochs",
+    "Spent, epochs",
+    "Search, time",
+    "Fine-tuning, time",
+    "In all, time",
+    "Peak memory",
+)
+
+
+def account_table(comparison: Comparison) -> Table:
+    """Per trial: compute granted and spent in recipe epochs, time and memory beside, then MACs by phase."""
+    rows = [row for outcome in comparison.outcomes if (row := _account_row(outcome))]
+    return Table((ACCOUNT_WORDS[0], *ACCOUNT_NUMBERS, *ACCOUNT_WORDS[1:]), tuple(rows), frozenset(ACCOUNT_NUMBERS))
+
+
+def _account_row(outcome: Outcome) -> Row | None:
+    account = account_of(outcome)
+    if account is None:
+        return None
+    seconds = outcome.observed.get("seconds") or {}
+    by_phase = outcome.observed.get("phase_seconds") or {}
+    phases = [_phase_text(entry, by_phase.get(entry.name)) for entry in account.phases]
+    spent = (account.granted_epochs, account.epochs_of("search"), account.epochs_of("finetune"), account.spent_epochs)
+    cells = (
+        outcome.trial.label + (" · search stopped" if outcome.search_stopped else ""),
+        *map(display.epochs, spent),
+        *(display.unbroken(display.duration(seconds.get(part))) for part in ("search", "finetune", "total")),
+        _memory_text(outcome),
+        "; ".join(phases),
+        ", ".join(f"{entry.name} {display.scaled(entry.macs)} for {entry.images:,} images" for entry in account.shown),
+    )
+    return Row(cells)
+
+
+def _memory_text(outcome: Outcome) -> str:
+    """`2.10 GiB`, with `, GPU 5.30 GiB` behind it where the trial had one."""
+    text = display.unbroken(display.size(outcome.observed.get("peak_memory_bytes")))
+    gpu = outcome.observed.get("peak_gpu_memory_bytes")
+    return text if gpu is None else f"{text}, {display.unbroken(f'GPU {display.size(gpu)}')}"
+
+
+def _phase_text(entry: Entry, seconds: float | None) -> str:
+    """`search/hessian 1.50 G in 10 steps, 640 images, 0.75 epochs, 3.1 s, the teacher 0.20 G of it`"""
+    parts = [f"{entry.name} {display.scaled(entry.macs)} in {entry.steps} steps", f"{entry.images:,} images"]
+    parts.append(f"{display.epochs(entry.epochs)} epochs")
+    if seconds is not None:
+        parts.append(display.duration(seconds))
+    if entry.teacher_macs:
+        parts.append(f"the teacher {display.scaled(entry.teacher_macs)} of it")
+    return ", ".join(parts)

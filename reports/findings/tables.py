@@ -60,6 +60,9 @@ HEADER = (
 NUMERIC = frozenset(name for name in HEADER if name in ("n", "GBOPs", "Test accuracy, %") or name.startswith("Δ"))
 _DELTA = HEADER.index("Δ uniform LSQ, points")
 
+BESIDE = ("best_validation_accuracy", "test_top5_accuracy")
+"""Metrics that some suites measure; shown and never ranked."""
+
 READING = (
     "Test accuracy: the mean over seeds with its 95 % t-interval within 0 to 100, which is about training again from "
     "other seeds, then ± one standard error from drawing the test images, which all seeds share (Wilson, z = 1). Δ are "
@@ -116,6 +119,18 @@ def _start_row(comparison: Comparison, model: str) -> list[Row]:
     accuracy = percent(mean.value) + spread
     cells = ("float", "float start", seeds, NOTHING, accuracy, NOTHING, "reference", NOTHING, NOTHING, "")
     return [Row(cells)]
+
+
+def beside_table(summaries: Sequence[Summary]) -> Table:
+    """Means over seeds of what some suites measure beside the test accuracy; nothing is ranked by it."""
+    header = ("Network", "Ceiling", "Method", "Best validation on the way, %", "Test top-5, %")
+    rows = []
+    for cell in (summary.cell for summary in summaries):
+        found = [cell.mean(lambda o, name=name: o.metrics.get(name)) for name in BESIDE]  # type: ignore[misc]
+        if any(value is not None for value in found):
+            texts = (NOTHING if value is None else percent(value) for value in found)
+            rows.append(Row((cell.model, cell.ceiling, cell.row, *texts)))
+    return Table(header, tuple(rows), frozenset(header[3:]))
 
 
 def markdown(table: Table) -> str:

@@ -9,6 +9,7 @@ from methods.quantization.cost import CONVENTIONS
 from reports.findings.account import account_of
 from reports.findings.comparison import Comparison, Outcome
 from reports.findings.summary import Summary
+from reports.findings.tables import BESIDE
 from reports.numbers.statistics import Mean, sampling_error
 
 METRICS = (
@@ -19,11 +20,8 @@ METRICS = (
     "start_test_accuracy",
     "test_images",
     "validation_images",
-    "best_validation_accuracy",
-    "test_top5_accuracy",
+    *BESIDE,
 )
-BESIDE = METRICS[-2:]
-"""Measured by some suites; shown and never ranked."""
 LAYER = (
     "name",
     "type",
