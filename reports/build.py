@@ -95,8 +95,9 @@ def _pictures(comparison: Comparison, summaries: tuple[Summary, ...]) -> tuple[d
     from reports.figures.attainment import attainment_figure
     from reports.figures.bits import bits_figure
     from reports.figures.curves import curves_figure
-    from reports.figures.pareto import caption_parts, pareto_figure, save
+    from reports.figures.pareto import caption_parts, pareto_figure
     from reports.figures.profile import profile_figure
+    from reports.figures.style import save
 
     figures = {
         "pareto": pareto_figure(comparison, summaries),

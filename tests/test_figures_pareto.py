@@ -14,8 +14,9 @@ from reports.figures.attainment import attainment_figure
 from reports.figures.bits import bits_figure
 from reports.figures.curves import curves_figure
 from reports.figures.marks import COLOURS, DASHES, DODGE, MARKERS, dodge, line, marker, marks_of, plain
-from reports.figures.pareto import CONTROL, MOVED, START, TEXT_WIDTH, X_LABEL, caption_parts, pareto_figure, save
+from reports.figures.pareto import MOVED, X_LABEL, caption_parts, pareto_figure
 from reports.figures.profile import profile_figure
+from reports.figures.style import CONTROL, START, TEXT_WIDTH, save
 from reports.findings.across import row_scores
 from reports.findings.comparison import gather
 from reports.findings.strips import strips_of

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from reports.figures.marks import label_of, line, plain
 from reports.figures.panels import legend_of, panels_of
-from reports.figures.pareto import STYLE
+from reports.figures.style import STYLE
 from reports.findings.comparison import Comparison
 from reports.findings.fronts import Curve, attained, curves
 

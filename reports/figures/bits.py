@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from reports.figures.marks import plain
-from reports.figures.pareto import STYLE, TEXT_WIDTH
+from reports.figures.style import STYLE, TEXT_WIDTH
 from reports.findings.comparison import Comparison
 from reports.findings.strips import COLOURS, Strip, colour, strip_of
 

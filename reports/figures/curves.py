@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from reports.figures.marks import label_of, line, plain
 from reports.figures.panels import legend_of, panels_of
-from reports.figures.pareto import STYLE
+from reports.figures.style import STYLE
 from reports.findings.account import account_of
 from reports.findings.comparison import Cell, Comparison, Outcome
 

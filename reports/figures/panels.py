@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reports.figures.pareto import COLUMN_WIDTH, HANDLE, TEXT_WIDTH, legend_columns
+from reports.figures.style import COLUMN_WIDTH, HANDLE, TEXT_WIDTH, legend_columns
 
 _ACROSS = 3
 

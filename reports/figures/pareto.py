@@ -1,12 +1,11 @@
-"""The Pareto figure and the picture of bits per layer, as Matplotlib figures without global state."""
+"""The Pareto figure: bit-operations against test accuracy, as a Matplotlib figure without global state."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-import warnings
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -17,46 +16,32 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from reports.figures.marks import Mark, dodge, enough, marker, marks_of, plain
+from reports.figures.style import (
+    CHARACTERS,
+    COLUMN_WIDTH,
+    CONTROL,
+    HANDLE,
+    START,
+    STYLE,
+    TEXT_WIDTH,
+    legend_columns,
+)
 from reports.findings.comparison import Comparison
 from reports.findings.summary import ENOUGH_SEEDS, Summary
 from reports.numbers.display import count, listing
 from reports.numbers.pareto import COST_TOLERANCE
 from reports.numbers.statistics import Interval, mean_interval
 
-START: dict[str, Any] = {"color": "#8a8a8a", "linewidth": 1.2, "linestyle": (0, (5, 2))}
-CONTROL: dict[str, Any] = {"color": "#333333", "linewidth": 1.2, "linestyle": (0, (6, 1.5, 1, 1.5))}
-
 X_LABEL = "GBOPs per image"
 MOVED = "(crowded marks moved left; true GBOPs: ticks)"
 
 FLOAT_START, FLOAT_CONTROL = "float start (pretrained)", "float control (fine-tuned)"
-
-HANDLE = 3.0
-"""Length of a legend's sample in em: dashes show."""
 
 LOG_FROM = 4.0
 """Dearest over cheapest point from which the BOPs axis is logarithmic."""
 
 PANEL_POINTS = 190.0
 """Length of a panel's x-axis in points, at the least."""
-
-COLUMN_WIDTH, TEXT_WIDTH = 3.4, 7.0
-"""Inches: one column and the whole width of a two-column paper."""
-
-CHARACTERS = 20
-"""Of a caption, that fit on an inch."""
-
-STYLE: dict[Any, Any] = {
-    "font.size": 7.5,
-    "font.family": "DejaVu Sans",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    "axes.titlesize": 8.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "pdf.fonttype": 42,
-}
 
 
 def pareto_figure(comparison: Comparison, summaries: Sequence[Summary]) -> Figure:
@@ -247,16 +232,6 @@ def _quantized_rows(comparison: Comparison) -> list[str]:
     return [row for row in comparison.rows if any(c.row == row and not c.is_float for c in comparison.cells)]
 
 
-def legend_columns(labels: Sequence[str], width: float) -> int:
-    """How many columns of these labels, in 7.5 points, fit on so many inches; at least one.
-
-    >>> legend_columns(["uniform-lsq"] * 9, 3.4), legend_columns(["differentiable, trained longer"] * 9, 3.4)
-    (2, 1)
-    """
-    entry = 7.5 * (0.62 * max(map(len, labels)) + HANDLE + 2.8)  # and 2.8 em between handle, text and next column
-    return max(1, math.floor(72 * width / entry))
-
-
 def _legend_columns(comparison: Comparison, columns: int) -> int:
     """Two for each column of panels, or as many as fit."""
     labels = [*map(plain, _quantized_rows(comparison)), FLOAT_START, FLOAT_CONTROL]
@@ -280,17 +255,3 @@ def _legend(figure: Figure, comparison: Comparison, columns: int, top: float) ->
     for drawn, text in zip(legend.get_texts(), texts, strict=True):  # labels that begin with "_" would be left out
         drawn.set_text(plain(text))
         drawn.set_parse_math(False)
-
-
-def save(figure: Figure, file: BinaryIO, form: str, dpi: int = 180) -> None:
-    """Write as `png` or `pdf`, without dates or versions: the same report gives the same bytes."""
-    metadata: dict[str, Any] = (
-        {"CreationDate": None, "Creator": None, "Producer": None} if form == "pdf" else {"Software": None}
-    )
-    with rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # names in scripts the font lacks
-        if engine := figure.get_layout_engine():  # the layout costs most of the time: once for every file
-            figure.set_dpi(dpi)  # letters are as wide as they will be
-            engine.execute(figure)
-            figure.set_layout_engine("none")
-        figure.savefig(file, format=form, dpi=dpi, metadata=metadata)

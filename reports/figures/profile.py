@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from reports.figures.marks import label_of, line
 from reports.figures.panels import legend_of, panels_of
-from reports.figures.pareto import STYLE
+from reports.figures.style import STYLE
 from reports.findings.across import RowScores
 from reports.findings.comparison import Comparison
 from reports.numbers.resampling import profile

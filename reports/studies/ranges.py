@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from benchmarks.records.record import Record
 from benchmarks.suites.spec import QuantizerSpec
 from reports.figures.marks import marker
-from reports.figures.pareto import STYLE, save
+from reports.figures.style import STYLE, save
 from reports.numbers.display import NOTHING, interval, paired, percent
 from reports.numbers.statistics import Mean, mean_interval, paired_difference
 from reports.studies.reading import records_at

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from benchmarks.files import write_atomic
 from reports.figures.marks import label_of, line
 from reports.figures.panels import legend_of, panels_of
-from reports.figures.pareto import STYLE, save
+from reports.figures.style import STYLE, save
 from reports.findings.across import RowScores, row_scores
 from reports.findings.comparison import Comparison
 from reports.findings.tables import Row, Table, escape_markdown, markdown
