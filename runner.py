@@ -160,18 +160,19 @@ def mlflow_sync(options: Options) -> Exit:
 
 
 @app.command()
-@shared("suite", "data", "archives", "cache", "to", "overrides", suite="imagenet-full")
+@shared("suite", "data", "archives", "cache", "to", "check", "overrides", suite="imagenet-full")
 def prepare(
     context: typer.Context,
     options: Options,
     archives: Annotated[Path | None, typer.Option("--archives", help="Folder of ImageNet's three archives.")] = None,
     cache: Annotated[int | None, typer.Option("--cache", help="Make copies with this short side, in pixels.")] = None,
     to: Annotated[Path | None, typer.Option("--to", help="Folder for the copies; else DIR/cache-PIXELS.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Hash every image and compare it with the manifest.")] = False,
 ) -> Exit:
     """Get a suite's images ready: unpack, look at each of them, make smaller copies, draw, download."""
     from benchmarks.commands.prepare import execute
 
-    return execute(context, options, archives, cache, to)
+    return execute(context, options, archives, cache, to, check)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What will not work on this machine, and how to mend it."""
+"""What will not work on this machine, and how to set it right."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ from benchmarks.commands.exits import Exit
 from benchmarks.commands.options import Options
 from benchmarks.commands.session import chosen_suite
 from benchmarks.data import AHEAD, EVALUATION_BATCH
-from benchmarks.data.folders import DataError, class_names, find_folder, fit_classes, images_folder
-from benchmarks.data.listing import MANIFEST, check_manifest
+from benchmarks.data.comparing import changed_error, sampled
+from benchmarks.data.folders import DataError, class_names, find_folder, fit_classes, images_folder, shown
+from benchmarks.data.listing import MANIFEST, left_out_of, left_out_text, listing_of
 from benchmarks.messages import SuiteError
 from benchmarks.planning import plan
 from benchmarks.stopping import end_with_parent
@@ -39,6 +40,8 @@ _PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 _MIN_DISK_GB = 2
 _MIN_SHARED_MEMORY_MB = 64
 _MIN_FILES = 1024
+_HASHED = 256
+"""Images of a prepared folder that are hashed, chosen at random."""
 
 
 def execute(context: typer.Context, options: Options) -> Exit:
@@ -171,15 +174,33 @@ def _data(suite: Suite, data: Path | None, allow_bad_images: int) -> Iterator[Fi
         folder = find_folder(suite.data.dataset, data)
         yield Finding(True, f"dataset {suite.data.dataset}{_contents(suite.data, folder)}")
         if folder is not None and suite.data.dataset == "imagefolder":
-            place = images_folder(folder, suite.data.short_side)
-            prepared = (place / MANIFEST).exists()
-            advice = (
-                "" if prepared else f"; prepare them: python runner.py prepare --suite {suite.suite} --data {folder}"
-            )
-            check_manifest(suite.data, folder, allow_bad_images=allow_bad_images)
-            yield Finding(True, f"images {'looked through' if prepared else 'not looked through yet'}{advice}")
+            yield from _images(suite, folder, allow_bad_images)
     except DataError as error:
         yield Finding(False, str(error))
+
+
+def _images(suite: Suite, folder: Path, allow_bad_images: int) -> Iterator[Finding]:
+    """What is said of a folder's images; without a manifest only their names are looked at. Raises DataError."""
+    place, side = images_folder(folder, suite.data.short_side), suite.data.short_side
+    prepared = (place / MANIFEST).exists()
+    if prepared or side is not None or allow_bad_images:
+        listing = listing_of(place, short_side=side, allow_bad_images=allow_bad_images)
+        found = sampled(place, listing, _HASHED)
+        if found.changed:
+            raise changed_error(place, found.changed)
+        count = sum(len(rows) for rows in listing.files.values())
+        yield Finding(
+            True,
+            f"images looked through; {found.hashed:,} of {count:,} hashed, as they were prepared "
+            "(only `prepare --check` hashes all)",
+        )
+        left_out = listing.left_out
+    else:
+        command = f"python runner.py prepare --suite {suite.suite} --data {shown(folder)}"
+        yield Finding(True, f"images not looked through yet; prepare them: {command}")
+        left_out = left_out_of(place)
+    if text := left_out_text(left_out):
+        yield Finding(True, text)
 
 
 def _contents(data: DataSpec, folder: Path | None) -> str:

@@ -87,6 +87,7 @@ def run_missing(session: Session, engine: Engine, tracking_uri: str | None = Non
     from benchmarks.commands.progress import View
 
     draw_images(session)
+    compare_images(session)
     jobs = [job for job in session.jobs if not job.done(session.workspace)]
     work = {trial.id: trial.work for trial in session.plan.trials}
     work |= {f"start-{start.key}": trial.work for trial in session.plan.trials for start in trial.spec.starts}
@@ -143,6 +144,17 @@ def draw_images(session: Session) -> None:
         from benchmarks.commands.progress import prepare_images
 
         prepare_images(console, data, folder, warn)
+
+
+def compare_images(session: Session) -> None:
+    """Refuse image files that are not as they were prepared, before any job needs them. Raises DataError."""
+    data, place = session.suite.data, session.workspace
+    if data.dataset == "imagefolder" and place.data:
+        from benchmarks.commands.progress import told
+        from benchmarks.data.comparing import require_unchanged
+
+        with told(console) as progress:
+            require_unchanged(data, place.data, allow_bad_images=place.allow_bad_images, progress=progress, warn=warn)
 
 
 def say_amiss(session: Session, lost: dict[str, Outcome]) -> bool:

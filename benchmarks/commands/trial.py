@@ -9,6 +9,7 @@ import typer
 from benchmarks.commands.exits import Exit
 from benchmarks.commands.options import Options
 from benchmarks.commands.progress import View
+from benchmarks.commands.run import compare_images
 from benchmarks.commands.session import Session, check_writable, open_session
 from benchmarks.engines import run_jobs
 from benchmarks.engines.jobs import Job
@@ -40,6 +41,8 @@ def _run(session: Session, job: Job) -> Outcome | None:
     kept = None if place.storage is None else Storage.at(place.storage)
     if kept:
         kept.fetch(job.with_starts, place)
+    if not job.done(place):
+        compare_images(session)
     with View(console, [job], {job.key: 1.0}, place.records) as view:
         lost = run_jobs(LocalEngine(session.suite.resources), [job], place, view)
     if kept:

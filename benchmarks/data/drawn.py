@@ -7,7 +7,6 @@ of the first images as this machine draws them: a file of other pictures is neve
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.data.folders import DataError
+from benchmarks.data.folders import DataError, Warn, to_stderr
 from benchmarks.drawing.presets import PRESETS, SPLITS, Preset
 from benchmarks.drawing.scene import draw
 from benchmarks.files import file_lock, write_atomic
@@ -29,12 +28,6 @@ _FINGERPRINT_IMAGES = 8
 Progress = Callable[[int], None]
 """Told how many more images have been drawn."""
 
-Warn = Callable[[str], None]
-
-
-def _to_stderr(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
-
 
 def preset_of(spec: ProceduralSpec) -> Preset:
     """The preset with what the spec changes of it."""
@@ -46,17 +39,18 @@ def open_images(
     split: str,
     folder: Path,
     progress: Progress = lambda _: None,
-    warn: Warn = _to_stderr,
+    warn: Warn = to_stderr,
 ) -> tuple[NDArray[np.uint8], str]:
     """A split's images, mapped read-only, and their SHA-256. Drawn if they are not there; a damaged file is redrawn.
 
     Raises DataError where they cannot be kept, and where this machine draws other bytes than the preset's.
     """
     path = images_path(spec, split, folder)
+    expected = preset_of(spec).digests.get(split) if is_pinned(spec, split) else None
     try:
         with file_lock(folder / f".{path.stem}.lock", wait=True):
             digest = _sound(path, spec, split)
-            if digest is None:
+            if digest is None or expected not in (None, digest):
                 if path.exists():
                     warn(f"{path} is damaged; its images are drawn again")
                 write_atomic(path, lambda file: _write(file, spec, split, progress))
@@ -67,7 +61,6 @@ def open_images(
         ) from error
     if digest is None:
         raise DataError(f"{path} does not hold what was written to it; is the disk full or broken?")
-    expected = preset_of(spec).digests.get(split) if is_pinned(spec, split) else None
     if expected not in (None, digest):
         raise DataError(
             f"this machine draws other images than {spec.preset} has ({split}: SHA-256 {digest}, expected {expected}); "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.suites.plugins import DATASETS, plugged
@@ -18,6 +20,9 @@ _ADVICE = {
     "cifar10": "run: python runner.py prepare --suite cifar10",
     "cifar100": "run: python runner.py prepare --suite cifar100",
 }
+Warn = Callable[[str], None]
+"""Told in one line of what was found wrong and set right."""
+
 CACHE = "cache-{}"
 """Where a folder of images keeps copies brought to a short side."""
 
@@ -31,6 +36,19 @@ class DataError(Exception):
     """Data that is missing, empty, in the wrong layout or unreadable; the message says where and what to do."""
 
 
+def to_stderr(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def shown(path: object) -> str:
+    r"""A path as a terminal may have it: what cannot be printed, line ends among it, is written as an escape.
+
+    >>> shown("a\nb c")
+    'a\\nb c'
+    """
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(path))
+
+
 def find_folder(dataset: str, given: Path | None) -> Path | None:
     """The folder of a dataset's files: as given, else $MPBENCH_DATA/<dataset>, else ./data/<dataset>; None for digits.
 
@@ -41,7 +59,7 @@ def find_folder(dataset: str, given: Path | None) -> Path | None:
         return given or default_folder(dataset)
     if given is not None and not given.is_dir():
         advice = "leave out --data" if dataset in _WITHOUT_FILES else "name another with --data"
-        raise DataError(f"no data folder {given}; {_ADVICE.get(dataset, advice)}")
+        raise DataError(f"no data folder {shown(given)}; {_ADVICE.get(dataset, advice)}")
     if dataset in _WITHOUT_FILES:
         return None
     if given is not None:
@@ -62,13 +80,14 @@ def class_names(folder: Path) -> list[str]:
     for part in (folder / "train", folder / "val"):
         if not part.is_dir():
             raise DataError(
-                f"{folder} is not in ImageNet's layout: no folder {part}; expected train/<class>/ and val/<class>/"
+                f"{shown(folder)} is not in ImageNet's layout: no folder {shown(part)}; "
+                "expected train/<class>/ and val/<class>/"
             )
         if not any(path.is_dir() for path in part.iterdir()):
-            raise DataError(f"{part} is empty: expected a folder of images per class, {part}/<class>/")
+            raise DataError(f"{shown(part)} is empty: expected a folder of images per class, {shown(part)}/<class>/")
     names = sorted(path.name for path in (folder / "train").iterdir() if path.is_dir())
     if len(names) < 2:
-        raise DataError(f"{folder / 'train'} has {len(names)} class folder, at least 2 are needed")
+        raise DataError(f"{shown(folder / 'train')} has {len(names)} class folder, at least 2 are needed")
     return names
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,11 @@ from torchvision.transforms.v2 import functional as T
 
 from benchmarks.data import Dataset, Subset, permutation
 from benchmarks.data.augmentation import randaugmented
-from benchmarks.data.decoding import UnreadableError, decoded
-from benchmarks.data.folders import DataError, images_folder
+from benchmarks.data.comparing import digests_of
+from benchmarks.data.copies import restored
+from benchmarks.data.decoding import UnreadableError, decode, read_file
+from benchmarks.data.digests import Digests
+from benchmarks.data.folders import DataError, images_folder, shown, to_stderr
 from benchmarks.data.listing import Listing, listing_of
 from benchmarks.messages import SuiteError
 from benchmarks.suites.spec import DataSpec
@@ -33,6 +37,8 @@ class FolderSplit:
 
     files: paths below `folder`, as bytes: a million of them fit in 60 MB and travel fast to processes that load.
     randaugment: then two of torchvision's RandAugment operations, at its magnitude of 9 in 31.
+    digests: (n, 32), SHA-256 of copies, which are checked whenever one is read and made again if they are damaged;
+    None: of images as they came, which a run compares once, before its trials.
     """
 
     folder: Path
@@ -40,24 +46,38 @@ class FolderSplit:
     labels: NDArray[np.int64]
     image_size: int
     randaugment: bool = False
+    digests: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
 
     def load(self, indices: NDArray[np.int64], draws: NDArray[np.float64] | None) -> tuple[Tensor, Tensor]:
         rows = [None] * len(indices) if draws is None else list(draws)
-        images = [self._image(self._path(i), row) for i, row in zip(indices, rows, strict=True)]
+        images = [self._image(i, row) for i, row in zip(indices, rows, strict=True)]
         return torch.stack(images), torch.from_numpy(self.labels[indices])
 
     def _path(self, index: np.int64) -> Path:
         return self.folder / os.fsdecode(self.files[index])
 
-    def _image(self, path: Path, draws: NDArray[np.float64] | None) -> Tensor:
+    def _content(self, index: np.int64) -> bytes:
+        if self.digests is None:
+            return read_file(self._path(index))
+        digest = self.digests[index].tobytes()
         try:
-            pixels = T.pil_to_tensor(decoded(path))
+            content = read_file(self._path(index))
+        except UnreadableError:
+            content = b""
+        if hashlib.sha256(content).digest() != digest:
+            content = restored(self.folder, os.fsdecode(self.files[index]), digest, to_stderr)
+        return content
+
+    def _image(self, index: np.int64, draws: NDArray[np.float64] | None) -> Tensor:
+        try:
+            pixels = T.pil_to_tensor(decode(self._content(index)))
         except UnreadableError as error:
             raise DataError(
-                f"cannot read the image {path}: {error}; replace or remove it (`runner.py prepare` finds all such)"
+                f"cannot read the image {shown(self._path(index))}: {error}; replace or remove it "
+                "(`runner.py prepare` finds all such)"
             ) from error
         if draws is None:
             pixels = _centre(pixels, self.image_size)
@@ -95,20 +115,23 @@ def load_imagefolder(spec: DataSpec, folder: Path, allow_bad_images: int = 0) ->
     listing = listing_of(place, short_side=spec.short_side, allow_bad_images=allow_bad_images)
     names = sorted({path.split("/")[1] for path in listing.files})
     if len(names) != spec.classes:
-        raise SuiteError(f"{place / 'train'} has {len(names)} classes, the suite says {spec.classes}")
-    train, test = (_split(spec, place, listing, part, names) for part in ("train", "val"))
+        raise SuiteError(f"{shown(place / 'train')} has {len(names)} classes, the suite says {spec.classes}")
+    digests = None if listing.short_side is None else digests_of(place, listing)
+    train, test = (_split(spec, place, listing, part, names, digests) for part in ("train", "val"))
     order = permutation(_SPLIT_SEED, count=len(train))
     held_out = min(len(train) // 10, _MAX_VALIDATION)
     if held_out < 1:
         raise DataError(
-            f"{place / 'train'} has {len(train)} images; at least 10 are needed to carve validation from it"
+            f"{shown(place / 'train')} has {len(train)} images; at least 10 are needed to carve validation from it"
         )
     validation, rest = order[:held_out], order[held_out:]  # not sorted: files are in order of class
     used = rest if spec.share is None else rest[: round(spec.share * len(rest))]
     return Dataset(Subset(train, used), Subset(train, validation), test, listing.digest)
 
 
-def _split(spec: DataSpec, folder: Path, listing: Listing, part: str, names: list[str]) -> FolderSplit:
+def _split(
+    spec: DataSpec, folder: Path, listing: Listing, part: str, names: list[str], digests: Digests | None
+) -> FolderSplit:
     label_of = {name: label for label, name in enumerate(names)}
     files, labels = [np.array([], np.bytes_)], [np.array([], np.int64)]
     for name, paths in listing.classes(part):
@@ -117,4 +140,16 @@ def _split(spec: DataSpec, folder: Path, listing: Listing, part: str, names: lis
             files.append(np.array(os.fsencode("\0".join(paths)).split(b"\0")))
             labels.append(np.full(len(paths), label_of[name], np.int64))
     place = (np.concatenate(files), np.concatenate(labels))
-    return FolderSplit(folder, *place, spec.image_size, randaugment=spec.augment == "randaugment")
+    own = None if digests is None else _digests(listing, part, digests)
+    return FolderSplit(folder, *place, spec.image_size, spec.augment == "randaugment", own)
+
+
+def _digests(listing: Listing, part: str, digests: Digests) -> NDArray[np.uint8]:
+    """Those of a part's files that can be read, (n, 32), in their order."""
+    bad = listing.unreadable or {}
+    used = [
+        place.startswith(f"{part}/") and (not bad or f"{place}/{name}" not in bad)
+        for place, rows in listing.files.items()
+        for name, _ in rows
+    ]
+    return np.frombuffer(digests.each, np.uint8).reshape(-1, 32)[used]

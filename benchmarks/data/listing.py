@@ -1,7 +1,8 @@
 """Which images a folder in ImageNet's layout holds: as its manifest says, else as they lie there. Free of torch.
 
 `prepare` writes the manifest, DIR/manifest.json, after decoding every image. With it, nobody walks through a million
-files at the start of each trial, and what cannot be read is known beforehand.
+files at the start of each trial, and what cannot be read is known beforehand. Beside it lie the files' own digests and
+times, see benchmarks/data/digests.py.
 """
 
 from __future__ import annotations
@@ -9,42 +10,50 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import os
 import re
+import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data.folders import CACHE, DataError, class_names, images_folder
+from benchmarks.data.digests import Files, content_of
+from benchmarks.data.folders import CACHE, DataError, class_names, images_folder, shown
 from benchmarks.files import write_atomic
 from benchmarks.suites.spec import DataSpec
 
 MANIFEST = "manifest.json"
 COPIES = "copies.json"
 """Beside the manifest of copies: whose they are, and their short side."""
-SCHEMA = 1
-SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm"}
+SCHEMA = 2
+SUFFIXES = {
+    *(".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+}
+"""Files that are read as images, in small or capital letters; which decoder reads one is decided by its content."""
 PARTS = ("train", "val")
 _NAMED = 5
 """How many unreadable images a message names."""
-
-Files = Mapping[str, Sequence[tuple[str, int]]]
-"""`train/<class>` or `val/<class>` -> file names and sizes in bytes, both ascending by name."""
+_SUFFIXES_NAMED = 8
 
 
 @dataclass(frozen=True)
 class Listing:
     """files: every image file. unreadable: path -> why; None where nobody has looked.
 
-    content: SHA-256 over the files' own. short_side: pixels that a cache's images were brought to; None: as they came.
+    content: SHA-256 over the files' own, in their order; None where nobody has read them. short_side: pixels that a
+    cache's images were brought to; None: as they came. left_out: suffix -> how many files that are not read as images.
     """
 
     files: Files
     unreadable: Mapping[str, str] | None = None
     content: str | None = None
     short_side: int | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def classes(self, part: str) -> Iterator[tuple[str, list[str]]]:
         """Each class with the paths of its files in a part that nobody has found unreadable, by name."""
@@ -61,24 +70,29 @@ class Listing:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over names and sizes, and over the names of what is left out: independent of where the folder is."""
+        """SHA-256 over names, sizes and content, and over the names of what cannot be read.
+
+        It does not depend on where the folder is. Zero bytes stand between entries, as no name has one.
+        """
         places = ((place, files) for place, files in self.files.items() if files)
-        blocks = ["\n".join([f"{place}/{name} {size}" for name, size in files]) for place, files in places]
-        blocks += [f"without {path}" for path in sorted(self.unreadable or {})]
-        return hashlib.sha256("\n".join(blocks).encode(errors="surrogateescape")).hexdigest()
+        blocks = ["\0".join([f"{place}/{name}\0{size}" for name, size in files]) for place, files in places]
+        blocks += [f"without\0{path}" for path in sorted(self.unreadable or {})]
+        blocks += [f"content\0{self.content}"] if self.content else []
+        return hashlib.sha256("\0".join(blocks).encode(errors="surrogateescape")).hexdigest()
 
 
 def listing_of(folder: Path, *, short_side: int | None, allow_bad_images: int) -> Listing:
-    """What a suite may use of a folder.
+    """What a suite may use of a folder. Without a manifest every file is read, to say what the folder holds.
 
     Raises DataError for a manifest that does not fit, and for more unreadable images than are allowed.
     """
     if not (folder / MANIFEST).exists():
         if short_side is not None:
-            raise DataError(f"{folder} has no copies of its images; {_command(folder, short_side)}")
+            raise DataError(f"{shown(folder)} has no copies of its images; {advice(folder, short_side)}")
         if allow_bad_images:
-            raise DataError(f"{folder} has not been looked through for bad images; {_command(folder)}")
-        return scan(folder)
+            raise DataError(f"{shown(folder)} has not been looked through for bad images; {advice(folder)}")
+        found = scan(folder)
+        return replace(found, content=content_of(folder, found.files))
     listing = read_manifest(folder)
     if listing.short_side != short_side:
         raise _other_size(folder, listing.short_side, short_side)
@@ -86,16 +100,16 @@ def listing_of(folder: Path, *, short_side: int | None, allow_bad_images: int) -
     if len(bad) > allow_bad_images:
         more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
         raise DataError(
-            f"{len(bad)} images in {folder} cannot be read: {', '.join(bad[:_NAMED])}{more}; replace them and run "
-            f"prepare again, or leave them out with --allow-bad-images {len(bad)}"
+            f"{len(bad)} images in {shown(folder)} cannot be read: {', '.join(map(shown, bad[:_NAMED]))}{more}; "
+            f"replace them and run prepare again, or leave them out with --allow-bad-images {len(bad)}"
         )
     return listing
 
 
 def _other_size(folder: Path, there: int | None, wanted: int | None) -> DataError:
     found, asked = (f"with a short side of {side}" if side else "as they came" for side in (there, wanted))
-    advice = _command(folder, wanted) if wanted else f"add --set data.short_side={there}"
-    return DataError(f"{folder} holds images {found}, the suite wants them {asked}; {advice}")
+    what = advice(folder, wanted) if wanted else f"add --set data.short_side={there}"
+    return DataError(f"{shown(folder)} holds images {found}, the suite wants them {asked}; {what}")
 
 
 def check_manifest(spec: DataSpec, folder: Path, *, allow_bad_images: int) -> None:
@@ -105,36 +119,86 @@ def check_manifest(spec: DataSpec, folder: Path, *, allow_bad_images: int) -> No
         listing_of(place, short_side=spec.short_side, allow_bad_images=allow_bad_images)
 
 
-def _command(folder: Path, cache: int | None = None) -> str:
+def advice(folder: Path, cache: int | None = None) -> str:
     """What looks through a folder again, or makes copies in it again: `prepare` of the folder that they are of."""
     run = "run: python runner.py prepare --suite imagenet-full --data"
     if named := re.fullmatch(CACHE.format(r"(\d+)"), folder.name):
-        return f"{run} {folder.parent} --cache {cache or named[1]}"
+        return f"{run} {_argument(folder.parent)} --cache {cache or named[1]}"
     if (folder / COPIES).exists():
-        return f"{run} and the folder that these are copies of, with --cache {cache or 'as before'} and --to {folder}"
-    return f"{run} {folder}" + (f" --cache {cache}" if cache else "")
+        given = f"with --cache {cache or 'as before'} and --to {_argument(folder)}"
+        return f"{run} and the folder that these are copies of, {given}"
+    return f"{run} {_argument(folder)}" + (f" --cache {cache}" if cache else "")
+
+
+def _argument(folder: Path) -> str:
+    return shlex.quote(shown(folder))
 
 
 def scan(folder: Path) -> Listing:
     """The images that lie in a folder. Raises DataError for classes without images, or of one part only."""
-    names = class_names(folder)
-    return Listing(
-        {f"{part}/{name}": _images(folder / part, name) for part in PARTS for name in _same(folder, part, names)}
-    )
+    places, left_out = _walk(folder)
+    files = {place: sorted((name, _size(folder / place / name)) for name in names) for place, names in places.items()}
+    return Listing(files, left_out=left_out)
+
+
+def left_out_of(folder: Path) -> Mapping[str, int]:
+    """Suffix -> how many files are not read as images, without a look at any. Raises DataError as `scan` does."""
+    return _walk(folder)[1]
+
+
+def left_out_text(left_out: Mapping[str, int]) -> str:
+    """What is left out, in one line, the most frequent first; nothing where nothing is."""
+    if not left_out:
+        return ""
+    ranked = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    named = ", ".join(f"{count:,} {shown(suffix)}" for suffix, count in ranked[:_SUFFIXES_NAMED])
+    more = sum(count for _, count in ranked[_SUFFIXES_NAMED:])
+    kinds = ", ".join(sorted(SUFFIXES))
+    return f"left out: {named}{f', {more:,} others' if more else ''}; only files ending in {kinds} are read"
+
+
+def _walk(folder: Path) -> tuple[dict[str, list[str]], dict[str, int]]:
+    """Names of image files by place, and how many of what else lies there."""
+    names, left_out, places = class_names(folder), Counter[str](), dict[str, list[str]]()
+    for part in PARTS:
+        with os.scandir(folder / part) as entries:
+            left_out.update(_kind(entry) for entry in entries if not entry.is_dir())
+        for name in _same(folder, part, names):
+            places[f"{part}/{name}"] = _images(folder / part / name, left_out)
+    return places, dict(sorted(left_out.items()))
 
 
 def _same(folder: Path, part: str, names: Sequence[str]) -> Sequence[str]:
     if extra := sorted({path.name for path in (folder / part).iterdir() if path.is_dir()} - set(names)):
-        raise DataError(f"{folder / part} has classes that train lacks: {', '.join(extra[:5])}")
+        raise DataError(f"{shown(folder / part)} has classes that train lacks: {', '.join(map(shown, extra[:5]))}")
     return names
 
 
-def _images(part: Path, name: str) -> list[tuple[str, int]]:
-    folder = part / name
-    found = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES] if folder.is_dir() else []
+def _images(place: Path, left_out: Counter[str]) -> list[str]:
+    """Names of the image files of a class, whatever they turn out to be; counts what else is there."""
+    found: list[str] = []
+    with os.scandir(place) if place.is_dir() else _nothing() as entries:
+        for entry in entries:
+            if _suffix(entry.name) in SUFFIXES:
+                found.append(entry.name)
+            else:
+                left_out[_kind(entry)] += 1
     if not found:
-        raise DataError(f"no images in {folder}; expected files ending in {', '.join(sorted(SUFFIXES))}")
-    return sorted((path.name, _size(path)) for path in found)
+        raise DataError(f"no images in {shown(place)}; expected files ending in {', '.join(sorted(SUFFIXES))}")
+    return found
+
+
+@contextmanager
+def _nothing() -> Iterator[Iterator[os.DirEntry[str]]]:
+    yield iter(())
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    return "folders" if entry.is_dir() else _suffix(entry.name) or "without a suffix"
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 (a tenth of a Path's time, for a million names)
 
 
 def _size(path: Path) -> int:
@@ -152,6 +216,7 @@ def write_manifest(folder: Path, listing: Listing) -> None:
         "content": listing.content,
         "short_side": listing.short_side,
         "images": {part: listing.count(part) for part in PARTS},
+        "left_out": listing.left_out,
         "unreadable": listing.unreadable,
         "files": listing.files,
     }
@@ -159,25 +224,28 @@ def write_manifest(folder: Path, listing: Listing) -> None:
 
 
 def read_manifest(folder: Path) -> Listing:
-    """Raises DataError for a manifest that is damaged, edited, or of other classes than the folder."""
+    """Raises DataError for a manifest that is damaged, edited, of an earlier schema, or of other classes."""
     path = folder / MANIFEST
     try:
         with _no_collections():
             listing = _parsed(path.read_bytes())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no sound manifest ({error}); {_command(folder)}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{shown(path)} is no sound manifest ({error}); {advice(folder)}") from error
     if class_names(folder) != sorted({place.split("/")[1] for place in listing.files}):
-        raise DataError(f"{folder} has other classes than {path.name} says; {_command(folder)}")
+        raise DataError(f"{shown(folder)} has other classes than {path.name} says; {advice(folder)}")
     return listing
 
 
 def _parsed(text: bytes) -> Listing:
     """Raises ValueError, KeyError or TypeError for what is no manifest, or an altered one."""
     body = json.loads(text)
+    if body["schema"] == 1:
+        raise ValueError("it was made by an earlier version, which kept no digests of single files")
     if body["schema"] != SCHEMA:
         raise ValueError(f"schema {body['schema']}, expected {SCHEMA}")
-    listing = Listing(_checked(body["files"]), dict(body["unreadable"]), body["content"], body["short_side"])
-    if listing.digest != body["digest"]:
+    files, left_out = _checked(body["files"]), {str(suffix): int(count) for suffix, count in body["left_out"].items()}
+    listing = Listing(files, dict(body["unreadable"]), body["content"], body["short_side"], left_out)
+    if not isinstance(listing.content, str) or listing.digest != body["digest"]:
         raise ValueError("its files are not those that its digest stands for")
     return listing
 
@@ -204,10 +272,11 @@ def _checked(files: dict[str, Any]) -> Files:
         rows = [(name, size) for name, size in files.pop(place)]
         part, _, name = place.partition("/")
         if part not in PARTS or not _plain([name, *(name for name, _ in rows)]):
-            raise ValueError(f"{place} is no place of images")
+            raise ValueError(f"{place!r} is no place of images")
         found[place] = rows
     return found
 
 
 def _plain(names: Sequence[str]) -> bool:
-    return {"", ".", ".."}.isdisjoint(names) and not set("".join(names)) & {"/", "\\", "\0"}
+    """Whether these can be names of files: whatever a folder can hold, a backslash too, and nothing that leads out."""
+    return {"", ".", ".."}.isdisjoint(names) and not set("".join(names)) & {"/", "\0"}

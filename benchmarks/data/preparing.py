@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
 import os
 import shutil
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
-from PIL import Image
-
-from benchmarks.data.decoding import UnreadableError, check, decoded, require_file
-from benchmarks.data.folders import DataError
-from benchmarks.data.listing import COPIES, PARTS, Listing, scan, write_manifest
-from benchmarks.files import write_text_atomic
+from benchmarks.data.comparing import compared, digests_of
+from benchmarks.data.copies import claim, copy_of, require_own_copies, shrunk, write_copy
+from benchmarks.data.decoding import NO_FILE, UnreadableError, check, read_file, reason_of
+from benchmarks.data.digests import Digests, hash_file, write_digests
+from benchmarks.data.folders import DataError, Warn, shown, to_stderr
+from benchmarks.data.listing import PARTS, Listing, read_manifest, scan, write_manifest
 from benchmarks.stopping import end_with_parent
 
 T = TypeVar("T")
 
-JPEG_QUALITY = 90
 _SAMPLE = 200
 _CHUNK = 16
 _FEW = 128
@@ -42,46 +41,49 @@ Progress = Callable[[str, int, int], None]
 
 
 class _Look(NamedTuple):
-    digest: str
+    """time: of the file's last change, before it was read, in nanoseconds since 1970."""
+
+    digest: bytes
+    time: int
     wrong: str | None
 
 
 def look_through(
     folder: Path, progress: Progress, *, short_side: int | None = None, left_out: Mapping[str, str] | None = None
 ) -> Listing:
-    """Decode every image of a folder and write its manifest.
+    """Decode every image of a folder and write its manifest and its files' digests.
 
     left_out: path -> why, of images that copies could not be made of: unreadable as well. Raises DataError for a folder
     in another layout, or one that cannot be written to.
     """
-    files = scan(folder).files
-    paths = [f"{place}/{name}" for place, rows in files.items() for name, _ in rows]
+    found = scan(folder)
+    paths = [f"{place}/{name}" for place, rows in found.files.items() for name, _ in rows]
     looks = _everywhere(partial(_look, folder), paths, partial(progress, "looking at images"))
-    lines = "\n".join(f"{path} {look.digest}" for path, look in looks)
-    content = hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()  # names need not be UTF-8
+    digests = Digests(b"".join(look.digest for _, look in looks), array("q", (look.time for _, look in looks)))
     unreadable = {**(left_out or {}), **{path: look.wrong for path, look in looks if look.wrong}}
-    listing = Listing(files, unreadable, content, short_side)
+    listing = replace(found, unreadable=unreadable, content=digests.content, short_side=short_side)
     try:
+        write_digests(folder, digests)
         write_manifest(folder, listing)
     except OSError as error:
         raise DataError(
-            f"cannot write {folder}'s manifest: {error.strerror}; make the folder writable, or copy the images"
+            f"cannot write {shown(folder)}'s manifest: {error.strerror}; make the folder writable, or copy the images"
         ) from error
     return listing
 
 
 def _look(folder: Path, path: str) -> _Look:
-    digest = ""
     try:
-        require_file(folder / path)
-        content = (folder / path).read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
+        time = (folder / path).stat().st_mtime_ns
+        content = read_file(folder / path)
+    except (OSError, UnreadableError) as error:
+        return _Look(hash_file(folder / path), 0, NO_FILE if isinstance(error, FileNotFoundError) else reason_of(error))
+    digest = hashlib.sha256(content).digest()
+    try:
         check(content)
-    except OSError as error:
-        return _Look("", f"{error.strerror or error}")
     except UnreadableError as error:
-        return _Look(digest, str(error))
-    return _Look(digest, None)
+        return _Look(digest, time, str(error))
+    return _Look(digest, time, None)
 
 
 def remarks(listing: Listing) -> Iterator[str]:
@@ -94,7 +96,7 @@ def remarks(listing: Listing) -> Iterator[str]:
     counts = {place: len(rows) for place, rows in listing.files.items() if place.startswith("train/")}
     least = min(counts, key=lambda place: counts[place])
     if counts[least] * 10 < fmean(counts.values()):
-        yield f"{least} has {counts[least]} images, a class has {fmean(counts.values()):.0f} on average"
+        yield f"{shown(least)} has {counts[least]} images, a class has {fmean(counts.values()):.0f} on average"
 
 
 class CacheSize(NamedTuple):
@@ -108,15 +110,15 @@ def cache_size(folder: Path, listing: Listing, short_side: int, place: Path) -> 
     """Before anything is written. Raises DataError where there is no room."""
     paths = [path for part in PARTS for path in listing.paths(part)]
     sample = paths[:: max(1, len(paths) // _SAMPLE)]
-    each = fmean(_sizes(folder, sample, short_side))
-    needed = round(each * sum(not _copy_of(path, place).exists() for path in paths))
+    each = fmean(_sizes(folder, sample, short_side)) if sample else 0.0
+    needed = round(each * sum(not copy_of(path, place).exists() for path in paths))
     there = place
     while not there.exists():
         there = there.parent
     free = shutil.disk_usage(there).free
     if free < needed * _SPARE:
         raise DataError(
-            f"the cache needs {needed / 1e9:.2f} GB, {there} has {free / 1e9:.2f} GB; name another with --to"
+            f"the cache needs {needed / 1e9:.2f} GB, {shown(there)} has {free / 1e9:.2f} GB; name another with --to"
         )
     return CacheSize(needed, free)
 
@@ -125,79 +127,56 @@ def _sizes(folder: Path, paths: Sequence[str], short_side: int) -> Iterator[int]
     """Bytes of copies; nothing of what cannot be read."""
     for path in paths:
         try:
-            yield len(_shrunk(folder / path, short_side))
+            yield len(shrunk(folder / path, short_side))
         except UnreadableError:
             yield 0
 
 
-def make_cache(folder: Path, listing: Listing, short_side: int, place: Path, progress: Progress) -> Listing:
-    """Copies with that short side as JPEGs in the same layout; those that are there already stay.
+def make_cache(
+    folder: Path, listing: Listing, short_side: int, place: Path, progress: Progress, warn: Warn = to_stderr
+) -> Listing:
+    """Copies with that short side as JPEGs in the same layout; those that are there already and whole stay.
 
-    Smaller images keep their size. What cannot be read is left out, and the copies' manifest says so too. Raises
-    DataError for a folder that holds anything but copies of these images at this size.
+    Smaller images keep their size. What cannot be read is left out, and the copies' manifest says so too. Damaged
+    copies are made again, and each is told to `warn`. Raises DataError for a folder that holds anything but copies of
+    these images at this size.
     """
-    _claim(place, {"short_side": short_side, "source": listing.digest})
+    paths = [path for part in PARTS for path in listing.paths(part)]
+    require_own_copies(paths, place)
+    claim(place, folder, short_side, listing.digest)
     for name in listing.files:
         (place / name).mkdir(parents=True, exist_ok=True)
-    paths = [path for part in PARTS for path in listing.paths(part)]
     try:
-        tried = _everywhere(partial(_copy, folder, place, short_side), paths, partial(progress, "making copies"))
+        for damaged in _damaged(place, paths, progress):
+            warn(f"the copy {shown(damaged)} was damaged; it is made again")
+            damaged.unlink()
+        tried = _everywhere(partial(write_copy, folder, place, short_side), paths, partial(progress, "making copies"))
     except OSError as error:
         raise DataError(
-            f"cannot write to {place}: {error.strerror}; make room and run the same command again"
+            f"cannot write to {shown(place)}: {error.strerror}; make room and run the same command again"
         ) from error
     left_out = {**(listing.unreadable or {}), **{path: why for path, why in tried if why}}
     return look_through(place, progress, short_side=short_side, left_out=left_out)
 
 
-def _claim(place: Path, what: dict[str, Any]) -> None:
-    """Have a folder say whose copies it holds. Raises DataError if it holds something else."""
-    marker = place / COPIES
+def _damaged(place: Path, paths: Sequence[str], progress: Progress) -> list[Path]:
+    """Copies that are there and not as they were written; where no manifest says how, those that are not whole."""
     try:
-        held = json.loads(marker.read_bytes()) if marker.exists() else None
-    except ValueError:
-        held = {}
-    if held != what and (held is not None or (place.is_dir() and any(place.iterdir()))):
-        raise DataError(
-            f"{place} holds something else than copies of these images at this size; empty it or name another"
-        )
-    write_text_atomic(marker, json.dumps(what))
+        listing = read_manifest(place)
+        found = compared(place, listing, digests_of(place, listing), progress, hash_all=True)
+        return [place / path for path in found.changed if (place / path).exists()]
+    except DataError:  # they were not finished, or what is said of them is damaged too
+        there = [path for path in paths if copy_of(path, place).exists()]
+        looks = _everywhere(partial(_unsound, place), there, partial(progress, "looking at copies"))
+        return [copy_of(path, place) for path, unsound in looks if unsound]
 
 
-def _copy_of(path: str, place: Path) -> Path:
-    return place / (path if path.lower().endswith((".jpg", ".jpeg")) else f"{path}.jpg")
-
-
-def _copy(folder: Path, place: Path, short_side: int, path: str) -> str | None:
-    """Why an image cannot be copied; None if it can, or was before."""
-    target = _copy_of(path, place)
-    if target.exists():
-        return None
+def _unsound(place: Path, path: str) -> bool:
     try:
-        content = _shrunk(folder / path, short_side)
-    except UnreadableError as error:
-        return str(error)
-    part = target.with_name(f".{target.name}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(target)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink()
-        raise
-    return None
-
-
-def _shrunk(path: Path, short_side: int) -> bytes:
-    """The image as a JPEG with that short side, or at its own size if that is smaller."""
-    image = decoded(path)
-    scale = short_side / min(image.size)
-    if scale < 1:
-        width, height = (max(short_side, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    out = BytesIO()
-    image.save(out, "JPEG", quality=JPEG_QUALITY)
-    return out.getvalue()
+        check(read_file(copy_of(path, place)))
+    except UnreadableError:
+        return True
+    return False
 
 
 def _everywhere(
@@ -220,7 +199,7 @@ def _everywhere(
                 found.append((path, result))
                 progress(len(found), len(paths))
     except BrokenProcessPool as error:
-        after = f" soon after {found[-1][0]}" if found else ""
+        after = f" soon after {shown(found[-1][0])}" if found else ""
         raise DataError(
             f"a process that reads images was killed{after}; is memory short? run the same command again"
         ) from error
