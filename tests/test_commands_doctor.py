@@ -26,7 +26,7 @@ def problems(*arguments: object) -> list[str]:
 
 
 def suite_of(tree: Any, out: Any, *more: object) -> list[str]:
-    """What is amiss with `imagenet-full` over a folder, this machine's shared memory left aside."""
+    """What is wrong with `imagenet-full` over a folder, this machine's shared memory left aside."""
     options = ("--set", "resources.loaders=0", *more)
     return problems("--suite", "imagenet-full", "--data", tree, "--out", out, *options)
 

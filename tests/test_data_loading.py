@@ -96,7 +96,7 @@ def test_a_loader_that_is_killed_during_a_step_is_no_fault_of_the_method_either(
     assert machine_s_fault(caught.value)
 
 
-def test_a_loader_heeds_sigterm_from_the_trial_alone():
+def test_a_loader_ends_by_sigterm_from_the_trial_alone():
     """torch ends by it, when a trial ends, what has not ended by itself; a scheduler means the trial."""
     loader = multiprocessing.get_context("fork").Process(target=stand_by)
     loader.start()

@@ -129,6 +129,21 @@ def test_a_machine_that_draws_other_images_is_found_out(tmp_path):
         open_images(FEW, "validation", tmp_path)
 
 
+def test_a_whole_file_of_other_images_than_the_preset_s_is_drawn_again(tmp_path):
+    """Its own digest is right: only the preset's tells."""
+    path, heard = images_path(FEW, "validation", tmp_path), Heard()
+    images, digest = open_images(FEW, "validation", tmp_path)
+    expected, other = np.array(images), bytearray(path.read_bytes())
+    other[1000] ^= 1
+    other[:32] = hashlib.sha256(other[32:]).digest()
+    path.write_bytes(other)
+    small = replace(PRESETS["procedural-20"], validation=20, digests={"validation": digest})
+    with mock.patch.dict(PRESETS, {"procedural-20": small}):
+        found, again = open_images(FEW, "validation", tmp_path, warn=heard)
+    assert (again, heard) == (digest, [f"{path} is damaged; its images are drawn again"])
+    assert np.array_equal(found, expected)
+
+
 def test_digests_are_pinned_for_whole_splits_of_a_preset():
     assert all(is_pinned(WHOLE, split) and len(preset_of(WHOLE).digests[split]) == 64 for split in SPLITS)
     assert not any(is_pinned(WHOLE.model_copy(update={"classes": 10}), split) for split in SPLITS)

@@ -33,7 +33,7 @@ def execute(
     """
     ready = Preparation(chosen_suite(options).data, console)
     folder = ready.run(options.data, archives, cache, to, check)
-    if ready.amiss:
+    if ready.wrong:
         return Exit.FAILED
     overrides = options.overrides if cache is None else [*options.overrides, f"data.short_side={cache}"]
     say_next(context, "doctor", data=folder, overrides=overrides)
@@ -44,12 +44,12 @@ def execute(
 class Preparation:
     """A dataset and the terminal on which things are said of it.
 
-    amiss: whether images were found that cannot be read, or that are not as they were prepared.
+    wrong: whether images were found that cannot be read, or that are not as they were prepared.
     """
 
     data: DataSpec
     console: Console
-    amiss: bool = False
+    wrong: bool = False
 
     def run(
         self, given: Path | None, archives: Path | None, cache: int | None, to: Path | None, check: bool = False
@@ -114,7 +114,7 @@ class Preparation:
         for path, why in sorted(changed.items())[:_NAMED]:
             self._say(f"changed: {shown(path)}: {why}")
         if changed:
-            self.amiss = True
+            self.wrong = True
             self._say(
                 f"{len(changed)} images in {shown(place)} are not as they were prepared; put them back, or have them "
                 f"prepared again: {advice(place, cache)}"
@@ -136,7 +136,7 @@ class Preparation:
         for path, why in sorted(bad.items())[:_NAMED]:
             self._say(f"unreadable: {shown(path)}: {why}")
         if bad:
-            self.amiss = True
+            self.wrong = True
             self._say(
                 f"{len(bad)} images cannot be read; replace them and prepare again, or run with "
                 f"--allow-bad-images {len(bad)}"

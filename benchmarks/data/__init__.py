@@ -26,7 +26,7 @@ class Split(Protocol):
 AUGMENTATION_DRAWS = 8
 
 AHEAD = 2
-"""Micro-batches that each process which loads images has under way."""
+"""Micro-batches that each process which loads images prepares at a time."""
 
 EVALUATION_BATCH = 200
 """Images that evaluation and recalibration take at a time."""
@@ -61,13 +61,13 @@ class Subset:
 
 
 def permutation(seed: int, *key: int, count: int) -> NDArray[np.int64]:
-    """The order of `count` images under a seed and a key, such as an epoch; alike on every platform."""
+    """The order of `count` images under a seed and a key, such as an epoch; the same on every platform."""
     order: NDArray[np.int64] = counted_generator(seed, *key).permutation(count)
     return order
 
 
 def counted_generator(seed: int, *key: int) -> np.random.Generator:
-    """A counter-based generator addressed by numbers, so that any epoch's draws can be had without the ones before."""
+    """A counter-based generator addressed by numbers, so that any epoch's draws can be made without those before."""
     import numpy as np
 
     sequence = np.random.SeedSequence(entropy=seed, spawn_key=tuple(key))

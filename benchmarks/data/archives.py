@@ -1,8 +1,8 @@
 """ImageNet's official archives into DIR/{train,val}/<class>/. Free of torch.
 
 The three files are those of ILSVRC 2012: train is a tar of one tar per class, val one tar of all images, and the
-development kit says which image of val is of which class. Nothing but plain files leaves an archive, under its own last
-name, into folders named as WordNet's synsets are; whole classes appear, or nothing.
+development kit says which image of val is of which class. Only plain files are taken from an archive, under the last
+part of their names, into folders named after WordNet's synsets; a class appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.data.folders import DataError
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 
 _DAMAGED = (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
-"""What tarfile raises for files that are no archives, or not whole; a ValueError for names that no file can have."""
+"""What tarfile raises for files that are not archives, or not whole; a ValueError for names that no file can have."""
 
 _WNID = re.compile(r"n\d{8}", re.ASCII)
 

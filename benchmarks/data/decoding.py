@@ -58,7 +58,7 @@ def read_file(path: Path) -> bytes:
 
 
 def require_file(path: Path) -> None:
-    """Raises UnreadableError for what is no plain file: to read a pipe would take for ever."""
+    """Raises UnreadableError for what is no plain file: reading a pipe would never end."""
     if not path.is_file():
         raise UnreadableError(NO_FILE)
 

@@ -50,7 +50,7 @@ class Digests:
 
 def hash_file(path: str | Path) -> bytes:
     """SHA-256 of a plain file's bytes; UNREAD for what is none, or cannot be read."""
-    if not os.path.isfile(path):  # noqa: PTH113 (a pipe would be read for ever)
+    if not os.path.isfile(path):  # noqa: PTH113 (reading a pipe would never end)
         return UNREAD
     try:
         with open(path, "rb") as file:  # noqa: PTH123

@@ -1,7 +1,7 @@
 """Generated images on disk: drawn once, shared by processes, checked against a digest, read through memory maps.
 
 A file is the SHA-256 of the pixels (32 bytes) and the pixels, (n, size, size, 3) bytes. Its name carries a fingerprint
-of the first images as this machine draws them: a file of other pictures is never taken for these. Free of torch.
+of the first images as this machine draws them: so a file of other images is not taken for these. Free of torch.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ def open_images(
     progress: Progress = lambda _: None,
     warn: Warn = to_stderr,
 ) -> tuple[NDArray[np.uint8], str]:
-    """A split's images, mapped read-only, and their SHA-256. Drawn if they are not there; a damaged file is redrawn.
+    """A split's images, mapped read-only, and their SHA-256. Drawn if they are not there.
 
-    Raises DataError where they cannot be kept, and where this machine draws other bytes than the preset's.
+    A file that is damaged, or that holds other images than a preset's, is drawn again, and `warn` is told. Raises
+    DataError where they cannot be kept, and where this machine draws other bytes than the preset's.
     """
     path = images_path(spec, split, folder)
     expected = preset_of(spec).digests.get(split) if is_pinned(spec, split) else None
@@ -117,7 +118,7 @@ def _blocks(count: int) -> Iterator[NDArray[np.int64]]:
 
 
 def _sound(path: Path, spec: ProceduralSpec, split: str) -> str | None:
-    """The digest of the pixels, if they are as many as they should be and as they were when they were written."""
+    """The digest of the pixels, if their number and their digest are those that were written."""
     if not path.exists():
         return None
     status = path.stat()

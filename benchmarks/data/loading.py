@@ -59,7 +59,7 @@ def _ahead(
         num_workers=loaders,
         prefetch_factor=AHEAD,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # else it draws from the stream that dropout draws from
+        generator=torch.Generator(),  # without one of its own it draws from the stream of dropout
         worker_init_fn=_apart,
     )
     batches = iter(loader)
@@ -73,24 +73,25 @@ def _ahead(
             "resources.loaders=0 loads in the trial's own process"
         ) from error
     finally:
-        # At once, not when memory is tidied up: until then the end of any child would tell of this one's again.
+        # Now, not when the iterator is collected: till then torch would report this worker's end whenever a child ends.
         batches._shutdown_workers()  # type: ignore[attr-defined]
         for worker in batches._workers:  # type: ignore[attr-defined]
-            if worker.is_alive():  # stuck in a library that lets no other thread run, which could heed SIGTERM
+            if worker.is_alive():  # stuck in a library that lets no other thread run, not even the one for SIGTERM
                 worker.kill()
 
 
 def _apart(_worker: int) -> None:
-    """Be ended by the trial alone: a signal to its group, or to all there is, it answers itself, and needs its images.
+    """Let only the trial end this loader.
 
-    So a loader leaves the group, and heeds SIGTERM from its parent only.
+    A signal to the trial's process group, or SIGTERM to every process, has the trial save itself, for which it needs
+    images still. So a loader leaves the group, and ends by SIGTERM from its parent alone.
     """
     os.setpgid(0, 0)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    Thread(target=_heed_parent, daemon=True).start()
+    Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _heed_parent() -> None:
+def _end_with_parent() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)

@@ -35,9 +35,9 @@ def torch_stream(seed: int, name: str) -> torch.Generator:
 
 @dataclass(frozen=True)
 class OwnDraws(Sequence[MicroBatch]):
-    """A batch whose micro-batches, but for the global batch's first, draw from torch's generators by their own seeds.
+    """A batch whose micro-batches, except the global batch's first, draw from torch's generators by their own seeds.
 
-    Dropout then draws alike whichever process a micro-batch is in. The first goes on with the generators as they are.
+    Dropout then draws the same whichever process a micro-batch is in. The first uses the generators as they are.
     """
 
     micro_batches: Sequence[MicroBatch]
@@ -66,7 +66,7 @@ class OwnDraws(Sequence[MicroBatch]):
 
 @dataclass
 class Stream:
-    """Batches of a split in an order that hangs on (seed, epoch) alone; augmentation on (seed, epoch, image) alone.
+    """Batches of a split in an order that depends on (seed, epoch) only; augmentation on (seed, epoch, image).
 
     position: batches already taken. loaders: processes that load ahead. ranks: each has its share of a batch's
     micro-batches, the first ones rank 0. An epoch's last, incomplete batch is dropped.
@@ -86,7 +86,7 @@ class Stream:
     def __post_init__(self) -> None:
         if len(self.split) < self.batch_size:
             raise SuiteError(
-                f"recipe.batch_size {self.batch_size} exceeds the {len(self.split)} images there are; lower it"
+                f"recipe.batch_size {self.batch_size} exceeds the {len(self.split)} images of the split; lower it"
             )
         if self.batch_size % (self.micro_batch * self.ranks.count):
             raise SuiteError(
