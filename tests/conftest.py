@@ -1,4 +1,4 @@
-"""What every test runs under: hypothesis profiles and one thread."""
+"""What every test runs under: hypothesis profiles, one thread, and a folder that the session's processes share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.sharing import open_folder
 
 # `ci`: the same examples on every run, so that a red build is a change of the code. No deadline: the first call of a
 # kernel may take a hundred times as long as the second. `explore`: new examples each time, for an evening's hunt.
@@ -36,6 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    open_folder(config)
     if config.getoption("--path") == "plain":
         os.environ["QUANTIZER_PATH"] = "plain"  # before anything of ours is imported; child processes inherit it
 

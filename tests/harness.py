@@ -28,6 +28,7 @@ from benchmarks.events import Outcome
 from benchmarks.planning import plan
 from benchmarks.records.workspace import Workspace
 from benchmarks.suites.suite import Suite, load_suite
+from tests.sharing import built_once
 
 ROOT = Path(__file__).parent.parent
 
@@ -75,13 +76,26 @@ class NoTracker:
     def close(self, *_what: object) -> None: ...
 
 
-def cli(*arguments: object, mlflow: bool = False) -> Ran:
-    """The command line as a user has it, in this process; torch's settings are put back."""
+UNDRAWN = {f"{name}.{form}": b"" for name in ("pareto", "profile", "curves", "bits") for form in ("pdf", "png")}
+"""A report's figures that nobody looks at."""
+
+
+@contextlib.contextmanager
+def unseen(*, mlflow: bool, figures: bool) -> Iterator[None]:
+    """Inside, runs leave out what takes longer than a trial here: the mirror to MLflow, and a report's figures."""
+    with contextlib.ExitStack() as stack:
+        if not mlflow:
+            stack.enter_context(mock.patch("benchmarks.commands.run.tracker_for", return_value=NoTracker()))
+        if not figures:
+            stack.enter_context(mock.patch("reports.build._pictures", return_value=(UNDRAWN, "")))
+        yield
+
+
+def cli(*arguments: object, mlflow: bool = False, figures: bool = False) -> Ran:
+    """The command line as a user has it, in this process, but for what is `unseen`; torch's settings are put back."""
     out, err = io.StringIO(), io.StringIO()
     deterministic, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
-    unseen = mock.patch("benchmarks.commands.run.tracker_for", return_value=NoTracker())
-    tracking = contextlib.nullcontext() if mlflow else unseen
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), tracking:
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), unseen(mlflow=mlflow, figures=figures):
         try:
             code = runner.main([str(argument) for argument in arguments])
         finally:
@@ -100,10 +114,12 @@ class Finished(NamedTuple):
 
 @cache
 def finished() -> Finished:
-    folder = Path(tempfile.mkdtemp(prefix="tiny-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return built_once("tiny", _run_tiny)
+
+
+def _run_tiny(folder: Path) -> Finished:
     suite = write_suite(folder)
-    ran = cli("--suite", suite, "--engine", "local", "--out", folder / "out", mlflow=True)
+    ran = cli("--suite", suite, "--engine", "local", "--out", folder / "out", mlflow=True, figures=True)
     assert ran.code == 0, ran
     return Finished(suite, folder / "out", ran)
 
@@ -176,14 +192,19 @@ def run_locally(out: Path, ticks: Path) -> None:
 
 
 def run_with_ray(suite: Path, out: Path, *arguments: str) -> None:
-    """The command line with Ray's engine: the target of processes that are to be killed."""
-    with (out.parent / "log").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    """The command line with Ray's engine, but for what is `unseen`: the target of processes that are to be killed."""
+    with (
+        (out.parent / "log").open("a") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+        unseen(mlflow=False, figures=False),
+    ):
         code = runner.main(["--suite", str(suite), "--out", str(out), *arguments])
     os._exit(code)
 
 
 @cache
-def _server() -> Any:
+def server() -> Any:
     """A process that has torch imported and forks: killing and restarting then costs no import."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.harness", "benchmarks.trials.trial", "methods.metamix", "methods.hawq"])
@@ -191,7 +212,7 @@ def _server() -> Any:
 
 
 def start(target: Any, *arguments: Any) -> BaseProcess:
-    process: BaseProcess = _server().Process(target=target, args=arguments)
+    process: BaseProcess = server().Process(target=target, args=arguments)
     process.start()
     atexit.register(process.kill)  # what a failed test has left would be waited for
     return process

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.data.opening import load_dataset
 from benchmarks.data.stream import Stream
-from benchmarks.engines import run_jobs
+from benchmarks.engines import run_jobs, several_processes
 from benchmarks.engines.execute import execute
 from benchmarks.engines.jobs import Job, jobs_of
 from benchmarks.engines.local import LocalEngine
@@ -32,7 +33,7 @@ from benchmarks.trials.checkpoint import load_network, save_network
 from benchmarks.trials.problem import Problem
 from benchmarks.trials.training import WeightTraining
 from methods.quantization.cost import with_pins
-from tests.harness import ROOT, Silent, comparable, start, tiny_suite
+from tests.harness import ROOT, Silent, comparable, server, start, tiny_suite
 from tests.problems import JOINT, SPACE, MemorySplit, make_method, make_problem, run_search, search
 
 COUNTS = (1, 2, 4)
@@ -232,6 +233,13 @@ def test_a_suite_s_trials_run_over_ranks_and_say_so(tmp_path):
     assert trial.id == plan(tiny_suite(**SHARED)).trials[0].id  # ranks are no part of what is compared
 
 
+@pytest.fixture
+def quick_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks fork from a process that has torch, which saves each of them its import; the test above spawns them."""
+    context = server()
+    monkeypatch.setattr(several_processes.multiprocessing, "get_context", lambda _method: context)
+
+
 def test_ranks_must_divide_the_micro_batches():
     with pytest.raises(SuiteError, match=r"workers_per_trial 4 does not divide the 2 micro-batches.*lower micro_batch"):
         tiny_suite({"resources.workers_per_trial": 4}, **SHARED)
@@ -243,8 +251,8 @@ def test_a_row_s_own_micro_batch_is_looked_at_too():
         tiny_suite({"resources.workers_per_trial": 2}, **{**SHARED, "methods": [row]})
 
 
-def test_what_one_rank_cannot_read_is_what_the_job_is_lost_for(tmp_path, monkeypatch):
-    # Processes start afresh, so the harm is done on disk: the float start is damaged for whoever reads it.
+def test_what_one_rank_cannot_read_is_what_the_job_is_lost_for(tmp_path, quick_ranks):
+    # Ranks are processes of their own, so the harm is done on disk: the float start is damaged for whoever reads it.
     suite = tiny_suite({"resources.workers_per_trial": 2}, **SHARED)
     workspace = Workspace(tmp_path, "tiny", ranks=2)
     first, job = jobs_of(plan(suite))
@@ -257,7 +265,7 @@ def test_what_one_rank_cannot_read_is_what_the_job_is_lost_for(tmp_path, monkeyp
     assert not list(Records(workspace.records.folder))
 
 
-def test_a_killed_rank_is_started_again_and_the_trial_ends_as_if_nothing_had_been(tmp_path):
+def test_a_killed_rank_is_started_again_and_the_trial_ends_as_if_nothing_had_been(tmp_path, quick_ranks):
     suite = tiny_suite({"resources.workers_per_trial": 2}, **SHARED)
     results = []
     for harmed in (False, True):
@@ -324,11 +332,8 @@ def test_where_a_method_fails_all_ranks_say_that_the_trial_is_done(tmp_path, met
 
 
 def kill_a_rank() -> None:
-    """The younger of this process's spawned children: rank 1."""
-    import multiprocessing
-
-    children = [child for child in multiprocessing.active_children() if "SpawnProcess" in type(child).__name__]
-    max(children, key=lambda child: child.pid or 0).kill()
+    """The younger of this process's children: rank 1."""
+    max(multiprocessing.active_children(), key=lambda child: child.pid or 0).kill()
 
 
 def test_a_cluster_s_nodes_are_sent_all_code_and_no_data():

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
@@ -53,6 +54,7 @@ from tests.problems import (
     snapshot,
     watched,
 )
+from tests.sharing import built_once
 from tests.strategies import Block, blocks
 from tests.tally import tallied
 
@@ -340,12 +342,12 @@ def entered(request: pytest.FixtureRequest) -> list[Examinee]:
 
 
 @pytest.fixture(scope="session")
-def pictures(
-    entered: list[Examinee], tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
-) -> Finished:
+def pictures(entered: list[Examinee], pytestconfig: pytest.Config) -> Finished:
     """A suite of all examinees, and the folder where it has run from end to end."""
-    folder = tmp_path_factory.mktemp("exam")
-    path = pytestconfig.getoption("--path")
+    return built_once("exam", partial(run_exam, entered, pytestconfig.getoption("--path")))
+
+
+def run_exam(entered: list[Examinee], path: str, folder: Path) -> Finished:
     changes = {
         "data": PICTURES,
         "compute": {"epochs": 3, "search_share": 0.9},
@@ -376,10 +378,13 @@ def records_of(examinee: Examinee, out: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def elsewhere(pictures: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def elsewhere(pictures: Finished) -> Path:
     """The same suite through Ray, with its images in a folder of another name."""
-    folder = tmp_path_factory.mktemp("other exam")
-    process = start(run_with_ray, pictures.suite, folder / "out", "--data", str(folder / "drawn again"))
+    return built_once("exam elsewhere", partial(run_exam_elsewhere, pictures.suite))
+
+
+def run_exam_elsewhere(suite: Path, folder: Path) -> Path:
+    process = start(run_with_ray, suite, folder / "out", "--data", str(folder / "drawn again"))
     process.join(600)
     assert process.exitcode == 0, (folder / "log").read_text()
     return folder / "out"
