@@ -66,7 +66,7 @@ def _checked(point: EntryPoint) -> Any:
     if missing := [name for name in wanted if not hasattr(method, name)]:
         raise BrokenPluginError(
             f"plug-in {point.name!r} ({point.value}) is no method: it lacks {', '.join(missing)} "
-            "(see methods/contract.py); mend or uninstall it"
+            "(see methods/contract.py); fix or uninstall it"
         )
     return method
 
@@ -77,5 +77,5 @@ def load_entry(point: EntryPoint) -> Any:
         return point.load()
     except Exception as error:
         raise BrokenPluginError(
-            f"plug-in {point.name!r} ({point.value}): {str(error) or repr(error)}; mend or uninstall it"
+            f"plug-in {point.name!r} ({point.value}): {str(error) or repr(error)}; fix or uninstall it"
         ) from error

@@ -32,7 +32,7 @@ class MethodOptions(BaseModel):
 class MicroBatch(NamedTuple):
     """images: (n, channels, height, width) float32; labels: (n,) int64.
 
-    place: its number in the global batch, from 0. seed: its own, for draws that must not hang on which process has it.
+    place: its number in the global batch, from 0. seed: its own, for draws that do not depend on which process has it.
     """
 
     images: Tensor

@@ -39,8 +39,8 @@ class MetaMixOptions(MethodOptions):
     lambda * |GBOPs - T| and 1e-4, which hold for ImageNet only. lambda: None takes 4 * 3.31 (relative) or 4 (paper).
     start: where fine-tuning starts. lr_scale: the learning rate over the recipe's, 1e-4 / 5e-4 in the public script.
     weight_bits: where the space leaves weights free, the one width that this method uses.
-    statistics_batches: measure batch norms' variances at every width on so many un-augmented batches, before and after
-    the selection, at the share's expense.
+    statistics_batches: measure batch norms' variances at every width on this many un-augmented batches, before and
+    after the selection, at the share's expense.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)

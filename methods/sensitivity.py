@@ -248,7 +248,7 @@ def least_squares_step(x: Tensor, grid: Grid, *, per_channel: bool) -> Tensor:
 
 
 def _thinned(x: Tensor) -> Tensor:
-    """Every so manieth value, in steps that share no factor with a side: else they might see its first column alone."""
+    """Every k-th value; k is coprime to every side, so that no single column is sampled."""
     every = max(1, x.numel() // _STEP_SEARCH_VALUES)
     while any(math.gcd(every, side) > 1 for side in x.shape):
         every += 1

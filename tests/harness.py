@@ -137,7 +137,7 @@ def copy_float_starts(folder: Path) -> Path:
 
 
 def comparable(records: Path) -> dict[str, tuple[Any, Any]]:
-    """What must not hang on how a trial ran: spec and result by method and draw."""
+    """What must not depend on how a trial ran: spec and result by method and draw."""
     found = {}
     for path in sorted(records.glob("*.json")):
         data = json.loads(path.read_text(encoding="utf-8"))

@@ -118,7 +118,7 @@ def search(problem: Problem, method: Method) -> Loop:
 
 
 def run_search(loop: Loop, steps: int | None = None) -> None:
-    """All of the search, or so many steps more."""
+    """All of the search, or this many steps more."""
     for taken, _ in enumerate(loop.run(), start=1):
         if taken == steps:
             return

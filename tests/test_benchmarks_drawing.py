@@ -1,4 +1,4 @@
-"""Generated images: what each hangs on, that drawing knows no floats, and that nothing simple gives a class away."""
+"""Generated images: what each depends on, that drawing knows no floats, and that nothing simple gives a class away."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Noted(Silent):
 
 
 def work(out: Path, ticks: Path, seconds: float, ranks: int = 1, spare: int | None = None) -> None:
-    """One trial, saved every so many seconds. spare: bytes of memory that it may take beyond what it has by now."""
+    """One trial, saved every `seconds`. spare: bytes of memory that it may take beyond what it has by now."""
     if spare is not None:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + spare, used + spare))

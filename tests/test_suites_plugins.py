@@ -145,7 +145,7 @@ def test_a_broken_method_is_told_in_a_line_and_harms_no_other(brought, value, wh
     for command in (["check", "b1"], ["plan", "--suite", "smoke", "--methods", "b1", "--out", tmp_path]):
         ran = cli(*command)
         assert (ran.code, len(ran.err.splitlines())) == (2, 1)
-        for part in (f"error: plug-in 'b1' ({value})", why, "mend or uninstall it"):
+        for part in (f"error: plug-in 'b1' ({value})", why, "fix or uninstall it"):
             assert part in ran.err
     listed = cli("list")
     assert listed.code == 0
@@ -159,7 +159,7 @@ def test_a_broken_dataset_and_a_broken_network_are_wrong_use(brought, tmp_path):
     data = {"dataset": "b2", "image_size": 8, "classes": 10}
     suite = write_suite(tmp_path, data=data, methods=["uniform-lsq"])
     ran = cli("--suite", suite, "--out", tmp_path / "out", "--engine", "local")
-    assert (ran.code, "plug-in 'b2' (nomod:X): No module named 'nomod'; mend or uninstall it" in ran.err) == (2, True)
+    assert (ran.code, "plug-in 'b2' (nomod:X): No module named 'nomod'; fix or uninstall it" in ran.err) == (2, True)
     plugins.plugged.cache_clear()
     brought(plugins.MODELS, "b3", "nomod:X")
     ran = cli("plan", "--suite", write_suite(tmp_path, models=[{"name": "b3"}]))

@@ -1,4 +1,4 @@
-"""What a trial's identity hangs on, and what it does not."""
+"""What a trial's identity depends on, and what it does not."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def label_of(preset: Preset, indices: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def draw(preset: Preset, split: str, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Images (n, size, size, 3), RGB; each hangs on (preset, split, its index) alone."""
+    """Images (n, size, size, 3), RGB; each depends on (preset, split, its index) alone."""
     indices = np.asarray(indices, dtype=np.int64)
     labels = label_of(preset, indices)
     images = np.empty((len(indices), preset.image_size, preset.image_size, 3), dtype=np.uint8)

@@ -3,7 +3,7 @@
 `python -m benchmarks.perf.suite [--suite quick] [--engine ray] [--json]`, in the installed environment; further
 options, such as --seeds, are the runner's. Runs the suite into a temporary folder; memory is the proportional set size
 of the runner and everything it starts, sampled, and so is the time that they had a core. Work is seconds that trials
-took, waiting for a core included. --first 20 stops as soon as so many trials have ended.
+took, waiting for a core included. --first 20 stops once 20 trials have ended.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--suite", default="quick")
     parser.add_argument("--engine", default="ray")
-    parser.add_argument("--first", type=int, help="stop after so many trials; by default the suite is run in full")
+    parser.add_argument("--first", type=int, help="stop after this many trials; by default the suite is run in full")
     parser.add_argument("--json", action="store_true")
     options, further = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""What a trial is: everything that its result hangs on, frozen, validated and hashed. Free of torch.
+"""What a trial is: everything that its result depends on, frozen, validated and hashed. Free of torch.
 
 A trial's identity is the hash of its `TrialSpec`; everything in a spec changes results, nothing else does.
 """
@@ -217,7 +217,7 @@ class Recipe(Config):
     """How weights are trained, alike for every method.
 
     step_lr_scale: learning rate of quantizer steps over that of weights. activation_first: share of the fine-tuning
-    with quantized activations and float weights. validate_epochs: score validation whenever so many recipe epochs of
+    with quantized activations and float weights. validate_epochs: score validation whenever this many recipe epochs of
     fine-tuning are done, for the best epoch, which stands beside the last one and is never ranked.
     """
 
@@ -264,7 +264,7 @@ class MethodSpec(Config):
 
 
 class StartSpec(Config):
-    """Everything that a trial's float start hangs on; its hash is the start's key in the cache.
+    """Everything that a trial's float start depends on; its hash is the start's key in the cache.
 
     pretraining: None for published weights, which are alike for every seed.
     """
@@ -281,7 +281,7 @@ class StartSpec(Config):
 
 
 class TrialSpec(Config):
-    """Everything that a trial's result hangs on.
+    """Everything that a trial's result depends on.
 
     ceiling_bops: None for the float control, which has no BOPs. teacher: the float network whose soft labels take the
     place of the labels in every training loss; without one, the identity is that of a trial from before teachers.

@@ -62,7 +62,7 @@ def check_step(step: Tensor, x: Tensor) -> None:
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Q(x) with LSQ's gradients. Masks are taken on u, so that they do not hang on clamp's own gradient."""
+    """Q(x) with LSQ's gradients. Masks are taken on u, so that they do not depend on clamp's own gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Tensor, offset: Tensor | None, grid: Grid, scale: float) -> Tensor:

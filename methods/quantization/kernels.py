@@ -2,7 +2,7 @@
 
 `methods.quantization.fake_quant` has the formulas and the plain path; codes and outputs here equal its to the bit, sums
 over elements to rounding. Tensors are float32 in dense memory, seen as rows that share a step: output channels, or
-blocks of BLOCK elements where one step serves all. Rows are fixed, so results do not hang on the number of threads.
+blocks of BLOCK elements where one step serves all. Rows are fixed, so results do not depend on the number of threads.
 The compiled code is kept beside this file, or in numba's own cache where this folder cannot be written.
 """
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 _SAFE_CHANNELS = 8
-"""From so many input channels on the kernel keeps to its workspace."""
+"""With this many input channels or more, the kernel stays within its workspace."""
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
