@@ -27,6 +27,7 @@ from benchmarks.engines.local import LocalEngine
 from benchmarks.events import Outcome
 from benchmarks.planning import plan
 from benchmarks.records.workspace import Workspace
+from benchmarks.runtime import Runtime
 from benchmarks.suites.suite import Suite, load_suite
 from tests.sharing import built_once
 
@@ -187,8 +188,9 @@ def run_locally(out: Path, ticks: Path) -> None:
     """Run the tiny suite, saving after every step: the target of processes that are to be killed."""
     suite = tiny_suite()
     with (out.parent / "log").open("a") as log, contextlib.redirect_stderr(log):
-        workspace = Workspace(out, "tiny", checkpoint_seconds=0)
-        run_jobs(LocalEngine(suite.resources), jobs_of(plan(suite)), workspace, Silent(ticks))
+        workspace = Workspace(out, "tiny")
+        saved = Runtime(checkpoint_seconds=0)
+        run_jobs(LocalEngine(suite.resources), jobs_of(plan(suite)), workspace, saved, Silent(ticks))
 
 
 def run_with_ray(suite: Path, out: Path, *arguments: str) -> None:

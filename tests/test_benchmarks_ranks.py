@@ -28,6 +28,7 @@ from benchmarks.planning import plan
 from benchmarks.ranks import ALONE, Ranks, RanksDifferError, joined
 from benchmarks.records.record import Records
 from benchmarks.records.workspace import Workspace
+from benchmarks.runtime import Runtime
 from benchmarks.suites.spec import DataSpec, OptimizerSpec, Recipe
 from benchmarks.trials.checkpoint import load_network, save_network
 from benchmarks.trials.problem import Problem
@@ -210,6 +211,7 @@ def test_ranks_that_hold_different_policies_are_told(tmp_path):
     }
 
 
+TWO = Runtime(ranks=2)
 SHARED = {
     "recipe": {"optimizer": {"name": "adam", "lr": 0.001}, "batch_size": 16, "micro_batch": 8},
     "pretraining": {
@@ -222,8 +224,8 @@ SHARED = {
 
 def test_a_suite_s_trials_run_over_ranks_and_say_so(tmp_path):
     suite = tiny_suite({"resources.workers_per_trial": 2}, **SHARED)
-    workspace = Workspace(tmp_path, "tiny", ranks=2)
-    assert not run_jobs(LocalEngine(suite.resources), jobs_of(plan(suite)), workspace, Silent())
+    workspace = Workspace(tmp_path, "tiny")
+    assert not run_jobs(LocalEngine(suite.resources), jobs_of(plan(suite)), workspace, TWO, Silent())
     (trial,) = plan(suite).trials
     record = workspace.records.get(trial.id)
     assert record is not None
@@ -254,11 +256,11 @@ def test_a_row_s_own_micro_batch_is_looked_at_too():
 def test_what_one_rank_cannot_read_is_what_the_job_is_lost_for(tmp_path, quick_ranks):
     # Ranks are processes of their own, so the harm is done on disk: the float start is damaged for whoever reads it.
     suite = tiny_suite({"resources.workers_per_trial": 2}, **SHARED)
-    workspace = Workspace(tmp_path, "tiny", ranks=2)
+    workspace = Workspace(tmp_path, "tiny")
     first, job = jobs_of(plan(suite))
-    list(together(first, workspace))
+    list(together(first, workspace, TWO))
     workspace.start(first.spec.key).write_bytes(b"damaged")
-    *_, outcome = together(job, workspace)
+    *_, outcome = together(job, workspace, TWO)
     assert isinstance(outcome, Outcome)
     assert outcome.status == "lost"
     assert "damaged (" in outcome.message
@@ -267,12 +269,12 @@ def test_what_one_rank_cannot_read_is_what_the_job_is_lost_for(tmp_path, quick_r
 
 def test_a_killed_rank_is_started_again_and_the_trial_ends_as_if_nothing_had_been(tmp_path, quick_ranks):
     suite = tiny_suite({"resources.workers_per_trial": 2}, **SHARED)
-    results = []
+    results, saved = [], Runtime(ranks=2, checkpoint_seconds=0)
     for harmed in (False, True):
-        workspace = Workspace(tmp_path / str(harmed), "tiny", ranks=2, checkpoint_seconds=0)
+        workspace = Workspace(tmp_path / str(harmed), "tiny")
         first, job = jobs_of(plan(suite))
-        list(together(first, workspace))
-        for step, _ in enumerate(together(job, workspace)):
+        list(together(first, workspace, saved))
+        for step, _ in enumerate(together(job, workspace, saved)):
             if harmed and step == 4:
                 kill_a_rank()
         results.append(comparable(workspace.records.folder))
@@ -284,7 +286,7 @@ def test_a_killed_rank_is_started_again_and_the_trial_ends_as_if_nothing_had_bee
 def work_as_rank(rank: int, job: Job, workspace: Workspace, folder: Path) -> None:
     """What a rank of an engine does; what it says in the end, after how many steps, goes into a file."""
     with joined(rank, 2, folder / "meeting", "cpu") as ranks:
-        *steps, outcome = work(job, workspace, ranks)
+        *steps, outcome = work(job, workspace, TWO, ranks)
     assert isinstance(outcome, Outcome)
     (folder / str(rank)).write_text(f"{len(steps)} {outcome.status} {outcome.message}")
 
@@ -299,9 +301,9 @@ def said_by_ranks(job: Job, workspace: Workspace, folder: Path) -> list[str]:
 
 def test_ranks_that_begin_differently_are_told_before_their_first_step(tmp_path):
     suite = tiny_suite({"resources.workers_per_trial": 2}, **{**SHARED, "methods": ["uniform-lsq"]})
-    places = [Workspace(tmp_path / name, "tiny", ranks=2) for name in ("one", "other")]
+    places = [Workspace(tmp_path / name, "tiny") for name in ("one", "other")]
     first, job = jobs_of(plan(suite))
-    list(execute(first, replace(places[0], ranks=1)))
+    list(execute(first, places[0], Runtime()))
     state = load_network(places[0].start(first.spec.key))
     state["conv1.weight"][0, 0, 0, 0] += 1e-3
     save_network(places[1].start(first.spec.key), state)
@@ -320,9 +322,9 @@ STEEP = {"name": "uniform-lsq", "settings": {"recipe.optimizer.lr": 1e30}}
 def test_where_a_method_fails_all_ranks_say_that_the_trial_is_done(tmp_path, method, status):
     few = {"epochs": 0.05, "search_share": 0.1} if status == "refused" else {"epochs": 0.1, "search_share": 0.9}
     suite = tiny_suite({"resources.workers_per_trial": 2}, **{**SHARED, "methods": [method], "compute": few})
-    workspace = Workspace(tmp_path / "out", "tiny", ranks=2)
+    workspace = Workspace(tmp_path / "out", "tiny")
     first, job = jobs_of(plan(suite))
-    list(execute(first, replace(workspace, ranks=1)))
+    list(execute(first, workspace, Runtime()))
     said = said_by_ranks(job, workspace, tmp_path / "first")
     assert [text.split()[1:] for text in said] == [["done"], ["done"]]
     (record,) = workspace.records

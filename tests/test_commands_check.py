@@ -17,6 +17,7 @@ from benchmarks.data import Subset
 from benchmarks.data.opening import load_dataset
 from benchmarks.planning import candidates_of, plan
 from benchmarks.records.workspace import Workspace
+from benchmarks.runtime import Runtime
 from benchmarks.suites.spec import DataSpec
 from benchmarks.trials.compute import UnpaidWorkError
 from benchmarks.trials.problem import Problem
@@ -111,7 +112,7 @@ def test_in_a_trial_it_is_the_method_s_failure_and_the_record_says_what(
     (chosen,) = plan(tiny_suite(methods=["metamix"])).trials
     workspace = Workspace(copy_float_starts(tmp_path), "tiny")
     monkeypatch.setattr(benchmarks.trials.trial, "load_method", lambda _name: cheat)
-    for _ in benchmarks.trials.trial.run(chosen.spec, workspace):
+    for _ in benchmarks.trials.trial.run(chosen.spec, workspace, Runtime()):
         pass
     record = workspace.records.get(chosen.id)
     assert record is not None
@@ -149,7 +150,7 @@ def test_bits_outside_the_space_fail_a_method_that_chooses(tmp_path, monkeypatch
     (chosen,) = plan(tiny_suite(methods=["random"], ceilings=["uniform:w4a5"])).trials
     workspace = Workspace(copy_float_starts(tmp_path), "tiny")
     monkeypatch.setattr(benchmarks.trials.trial, "load_method", lambda _name: kind)
-    for _ in benchmarks.trials.trial.run(chosen.spec, workspace):
+    for _ in benchmarks.trials.trial.run(chosen.spec, workspace, Runtime()):
         pass
     record = workspace.records.get(chosen.id)
     assert record is not None
@@ -168,7 +169,7 @@ def test_a_policy_one_percent_over_the_ceiling_is_over_it_in_the_record(tmp_path
     monkeypatch.setattr(benchmarks.trials.trial, "load_method", lambda _name: Dearest)
     for ceiling, status in ((int(spent / 1.01), "over_ceiling"), (spent, "ok")):
         spec = chosen.spec.model_copy(update={"ceiling_bops": ceiling})
-        for _ in benchmarks.trials.trial.run(spec, workspace):
+        for _ in benchmarks.trials.trial.run(spec, workspace, Runtime()):
             pass
         (record,) = [found for found in workspace.records if found.trial_spec == spec]
         assert record.result["status"] == status

@@ -25,6 +25,7 @@ from benchmarks.events import Outcome, Progress
 from benchmarks.planning import plan
 from benchmarks.records.record import Records
 from benchmarks.records.workspace import Workspace
+from benchmarks.runtime import Runtime
 from benchmarks.suites.suite import Resources
 from benchmarks.trials import notes, trial
 from benchmarks.trials.faults import DeviceLostError
@@ -48,7 +49,7 @@ class Endings:
 class Elsewhere:
     """An engine whose results are written where nobody here sees them."""
 
-    def run(self, jobs: Sequence[Job], workspace: Workspace, observer: Observer) -> None:
+    def run(self, jobs: Sequence[Job], workspace: Workspace, runtime: Runtime, observer: Observer) -> None:
         for job in jobs:
             observer.ended(job, Outcome("done"))
 
@@ -66,7 +67,7 @@ def test_a_line_counts_jobs_that_have_ended_not_those_at_their_last_step(tmp_pat
 def test_a_job_without_a_result_is_lost_whatever_its_engine_says(tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "_ARRIVAL_SECONDS", 0.0)
     jobs, endings = jobs_of(plan(tiny_suite(methods=["uniform-lsq"]))), Endings()
-    lost = run_jobs(Elsewhere(), jobs, Workspace(tmp_path, "tiny"), endings)
+    lost = run_jobs(Elsewhere(), jobs, Workspace(tmp_path, "tiny"), Runtime(), endings)
     assert set(lost) == {job.key for job in jobs}
     assert all("is --out on a shared file system?" in outcome.message for outcome in lost.values())
     assert [outcome.status for outcome in endings.seen] == ["lost"] * len(jobs)
@@ -82,7 +83,7 @@ def test_a_result_may_come_late(tmp_path, monkeypatch):
         path.touch()
 
     monkeypatch.setattr(engines.time, "sleep", sleep)
-    assert run_jobs(Elsewhere(), [start], workspace, endings) == {}
+    assert run_jobs(Elsewhere(), [start], workspace, Runtime(), endings) == {}
     assert endings.seen == [Outcome("done")]
 
 
@@ -125,15 +126,17 @@ def test_a_cluster_is_sent_neither_data_nor_results_that_lie_in_the_checkout(tmp
 
     from benchmarks.engines.ray import STAYS_HERE, _staying
 
-    stays = PathSpec.from_lines("gitignore", _staying(Workspace(ROOT / "mine" / "results", "tiny", ROOT / "images")))
+    stays = PathSpec.from_lines(
+        "gitignore", _staying(Workspace(ROOT / "mine" / "results", "tiny"), Runtime(ROOT / "images"))
+    )
     assert stays.match_file("mine/results/tiny/records/a.json")
     assert stays.match_file("images/train/a.jpg")
     assert not stays.match_file("methods/hawq.py")
-    here = PathSpec.from_lines("gitignore", _staying(Workspace(ROOT, "tiny")))
+    here = PathSpec.from_lines("gitignore", _staying(Workspace(ROOT, "tiny"), Runtime()))
     assert here.match_file("tiny/records/a.json")
     assert here.match_file("float/a.pt")
     assert not here.match_file("methods/hawq.py")
-    assert _staying(Workspace(tmp_path, "tiny", tmp_path)) == STAYS_HERE
+    assert _staying(Workspace(tmp_path, "tiny"), Runtime(tmp_path)) == STAYS_HERE
 
 
 def test_what_killed_runs_left_of_ray_is_removed_and_nothing_of_living_ones(tmp_path):
@@ -187,7 +190,7 @@ def test_more_processes_than_gpus_are_refused_here(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     engine = LocalEngine(Resources(gpus=1, workers_per_trial=2))
     with pytest.raises(EngineError, match=r"the 2 processes of a trial need a GPU each, this machine has 1"):
-        engine.run([], Workspace(tmp_path, "tiny", ranks=2), Endings())
+        engine.run([], Workspace(tmp_path, "tiny"), Runtime(ranks=2), Endings())
 
 
 def test_a_trial_says_what_it_had_of_a_gpu_s_memory(monkeypatch):
@@ -211,10 +214,10 @@ def test_a_gpu_that_a_process_has_lost_costs_no_other_job(tmp_path, monkeypatch,
         with pytest.raises(
             DeviceLostError, match=r"lost to this process \(CUDA error: device-side assert triggered\)$"
         ):
-            run_jobs(engine, jobs, workspace, endings)
+            run_jobs(engine, jobs, workspace, Runtime(), endings)
         assert endings.seen == []
     else:
-        assert len(run_jobs(engine, jobs, workspace, endings)) == 2
+        assert len(run_jobs(engine, jobs, workspace, Runtime(), endings)) == 2
 
 
 def test_a_file_asks_a_process_to_stop(tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ from benchmarks.events import Outcome, Progress
 from benchmarks.planning import plan
 from benchmarks.records.record import Records
 from benchmarks.records.workspace import Workspace
+from benchmarks.runtime import Runtime
 from benchmarks.suites.suite import load_suite
 from tests.harness import Silent, cli, comparable, copy_float_starts, finished, start, tiny_suite, write_suite
 
@@ -170,8 +171,8 @@ def trial_on(suite: Path, out: Path, url: str, trial_id: str, ticks: Path) -> No
         with ticks.open("ab") as file:
             file.write(b"." * len(progress))
 
-    unsaved = partial(Workspace, checkpoint_seconds=1e9)
-    with mock.patch("benchmarks.commands.session.Workspace", unsaved), mock.patch.object(View, "progress", note):
+    unsaved = partial(Runtime, checkpoint_seconds=1e9)
+    with mock.patch("benchmarks.commands.session.Runtime", unsaved), mock.patch.object(View, "progress", note):
         code = runner.main(["trial", trial_id, "--suite", str(suite), "--out", str(out), "--storage", url])
     os._exit(code)
 
@@ -206,23 +207,24 @@ def undisturbed() -> Any:
     return comparable(finished().out / "tiny" / "records")[f"{METHOD} 0"]
 
 
-def job_on(folder: Path) -> tuple[Job, Workspace]:
+def job_on(folder: Path) -> tuple[Job, Workspace, Runtime]:
     """A trial, and a machine that has its float start and saves it after every step."""
     job = next(job for job in jobs_of(plan(tiny_suite(methods=[METHOD]))) if job.is_trial)
-    return job, Workspace(copy_float_starts(folder), "tiny", checkpoint_seconds=0, storage=f"file://{folder}/kept")
+    runtime = Runtime(checkpoint_seconds=0, storage=f"file://{folder}/kept")
+    return job, Workspace(copy_float_starts(folder), "tiny"), runtime
 
 
 def test_a_trial_that_is_killed_goes_on_elsewhere_from_what_was_kept_while_it_trained(tmp_path, monkeypatch):
     monkeypatch.setattr(keeping, "KEEP_SECONDS", 0.0)
-    job, first = job_on(tmp_path)
+    job, first, runtime = job_on(tmp_path)
     kept = tmp_path / "kept" / "tiny"
-    life = execute(job, first)
+    life = execute(job, first, runtime)
     for _ in range(9):
         next(life)
     assert len(list((kept / "checkpoints").iterdir())) == 1
     life.close()
     second = replace(first, out=tmp_path / "two")
-    (*steps, last) = execute(job, second)
+    (*steps, last) = execute(job, second, runtime)
     assert last == Outcome("done")
     # Eight steps were kept when the ninth was told.
     assert len(steps) == STEPS - 8
@@ -244,8 +246,8 @@ class Touch:
 @pytest.mark.parametrize("harm", ["truncated", "empty", "flipped", "pickled"])
 def test_a_checkpoint_that_cannot_be_trusted_is_passed_over(tmp_path, monkeypatch, harm):
     monkeypatch.setattr(keeping, "KEEP_SECONDS", 0.0)
-    job, first = job_on(tmp_path)
-    life = execute(job, first)
+    job, first, runtime = job_on(tmp_path)
+    life = execute(job, first, runtime)
     for _ in range(3):
         next(life)
     life.close()
@@ -258,7 +260,7 @@ def test_a_checkpoint_that_cannot_be_trusted_is_passed_over(tmp_path, monkeypatc
         "pickled": hashlib.sha256(code).digest() + code,
     }
     path.write_bytes(harmed[harm])
-    second, kept = replace(first, out=tmp_path / "two"), Storage.at(first.storage or "")
+    second, kept = replace(first, out=tmp_path / "two"), Storage.at(runtime.storage or "")
     kept.fetch_checkpoint(job, second)
     assert not (tmp_path / "ran").exists()
     assert not second.checkpoint(job.key).exists()
@@ -269,26 +271,26 @@ def test_a_checkpoint_that_cannot_be_trusted_is_passed_over(tmp_path, monkeypatc
 
 def test_a_storage_that_fails_while_a_trial_trains_does_not_end_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(keeping, "KEEP_SECONDS", 0.0)
-    job, workspace = job_on(tmp_path)
+    job, workspace, runtime = job_on(tmp_path)
 
     def fail(*_what: object, **_more: object) -> None:
         raise ConnectionError("gone")
 
     monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.pipe_file", fail)
-    *_, last = execute(job, workspace)
+    *_, last = execute(job, workspace, runtime)
     assert last.status == "done"
     assert "gone" in last.message
     assert "gone; run the same command again" in capsys.readouterr().err
     assert comparable(workspace.records.folder) == {f"{METHOD} 0": undisturbed()}
     monkeypatch.undo()
-    assert list(execute(job, workspace)) == [Outcome("done")]  # there already, and now kept
+    assert list(execute(job, workspace, runtime)) == [Outcome("done")]  # there already, and now kept
     assert comparable(tmp_path / "kept" / "tiny" / "records") == comparable(workspace.records.folder)
 
 
 def test_a_storage_that_cannot_be_asked_before_a_job_costs_it(tmp_path):
-    job, workspace = job_on(tmp_path)
+    job, workspace, runtime = job_on(tmp_path)
     (tmp_path / "kept").write_text("no folder")
-    (last,) = execute(job, workspace)
+    (last,) = execute(job, workspace, runtime)
     assert last.status == "lost"
     assert "--storage file://" in last.message
 
@@ -299,9 +301,9 @@ class Elsewhere:
     def __init__(self, out: Path) -> None:
         self.out = out
 
-    def run(self, jobs: Sequence[Job], workspace: Workspace, observer: Observer) -> None:
+    def run(self, jobs: Sequence[Job], workspace: Workspace, runtime: Runtime, observer: Observer) -> None:
         for job in jobs:
-            for event in execute(job, replace(workspace, out=self.out)):
+            for event in execute(job, replace(workspace, out=self.out), runtime):
                 if isinstance(event, Outcome):
                     observer.ended(job, event)
 
@@ -309,8 +311,8 @@ class Elsewhere:
 def test_what_ends_on_another_node_is_brought_from_the_storage(tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "_ARRIVAL_SECONDS", 0.0)
     jobs = jobs_of(plan(tiny_suite(methods=[METHOD])))
-    here = Workspace(tmp_path / "out", "tiny", storage=f"file://{tmp_path}/kept")
-    assert run_jobs(Elsewhere(tmp_path / "node"), jobs, here, Silent()) == {}
+    here, runtime = Workspace(tmp_path / "out", "tiny"), Runtime(storage=f"file://{tmp_path}/kept")
+    assert run_jobs(Elsewhere(tmp_path / "node"), jobs, here, runtime, Silent()) == {}
     assert comparable(here.records.folder) == {f"{METHOD} 0": undisturbed()}
     names = [sorted(path.name for path in (tmp_path / name).rglob("*.pt")) for name in ("out", "node")]
     assert names[0] == names[1]  # the float start and the network
@@ -318,19 +320,22 @@ def test_what_ends_on_another_node_is_brought_from_the_storage(tmp_path, monkeyp
 
 def test_what_is_neither_here_nor_at_the_storage_is_lost_with_the_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "_ARRIVAL_SECONDS", 0.0)
-    job, here = job_on(tmp_path)
+    job, here, runtime = job_on(tmp_path)
     with mock.patch.object(Storage, "keep"):
-        lost = engine_loses(job, here, tmp_path)
-    assert lost == f"it ended, but its result is not in {here.out}; nor is it at {here.storage}"
+        lost = engine_loses(job, here, runtime, tmp_path)
+    assert lost == f"it ended, but its result is not in {here.out}; nor is it at {runtime.storage}"
     with mock.patch.object(Storage, "keep", side_effect=StorageError("no room at all")):
-        assert engine_loses(job, here, tmp_path) == f"it ended, but its result is not in {here.out}; no room at all"
+        assert (
+            engine_loses(job, here, runtime, tmp_path)
+            == f"it ended, but its result is not in {here.out}; no room at all"
+        )
 
 
-def engine_loses(job: Job, here: Workspace, folder: Path) -> str:
+def engine_loses(job: Job, here: Workspace, runtime: Runtime, folder: Path) -> str:
     class Seen(Silent):
         def ended(self, job: Job, outcome: Outcome) -> None: ...
 
-    return run_jobs(Elsewhere(folder / "node"), [job], here, Seen())[job.key].message
+    return run_jobs(Elsewhere(folder / "node"), [job], here, runtime, Seen())[job.key].message
 
 
 def test_a_job_array_without_a_shared_disk_is_gathered_and_resumed(tmp_path):

@@ -32,6 +32,7 @@ from benchmarks.data import Dataset
 from benchmarks.data.opening import load_dataset
 from benchmarks.planning import Plan, plan
 from benchmarks.records.workspace import Workspace
+from benchmarks.runtime import Runtime
 from benchmarks.suites.spec import Space, canonical_json
 from benchmarks.suites.suite import load_suite
 from benchmarks.trials.harness import Harness
@@ -396,23 +397,23 @@ def test_neither_the_engine_nor_the_data_s_path_matters(each: Examinee, pictures
     assert records_of(each, elsewhere) == (spec, result)
 
 
-def fresh(pictures: Finished, folder: Path) -> Workspace:
+def fresh(pictures: Finished, folder: Path) -> tuple[Workspace, Runtime]:
     """A folder that has the images and the float starts, and saves after every step."""
     shutil.copytree(pictures.out / "float", folder / "float")
     images, compiled = pictures.suite.parent / "images", load_suite(str(pictures.suite)).resources.compile
-    return Workspace(folder, "tiny", data=images, compile=compiled, checkpoint_seconds=0)
+    return Workspace(folder, "tiny"), Runtime(images, compile=compiled, checkpoint_seconds=0)
 
 
 def test_a_killed_trial_ends_as_if_it_had_not_been(each: Examinee, pictures: Finished, tmp_path: Path) -> None:
     (chosen,) = [t for t in plan_of(pictures.suite).trials if t.spec.method.name == each.name]
-    workspace = fresh(pictures, tmp_path)
+    workspace, runtime = fresh(pictures, tmp_path)
     dice = random.Random(each.name)
     for steps in (dice.randint(1, 5), dice.randint(2, 8)):
-        life = benchmarks.trials.trial.run(chosen.spec, workspace)
+        life = benchmarks.trials.trial.run(chosen.spec, workspace, runtime)
         for _ in range(steps):
             next(life)
         life.close()
-    for _ in benchmarks.trials.trial.run(chosen.spec, workspace):
+    for _ in benchmarks.trials.trial.run(chosen.spec, workspace, runtime):
         pass
     record = workspace.records.get(chosen.id)
     assert record is not None
@@ -436,13 +437,13 @@ def test_the_test_split_is_out_of_reach(each: Examinee, pictures: Finished, tmp_
         data.append(load_dataset(*args, **kwargs))
         return data[-1]
 
-    workspace = fresh(pictures, tmp_path)
+    workspace, runtime = fresh(pictures, tmp_path)
     with (
         mock.patch.object(Harness, "__init__", noting(Harness.__init__)),
         mock.patch.object(Problem, "__init__", noting(Problem.__init__)),
         mock.patch("benchmarks.data.opening.load_dataset", loaded),
     ):
-        for _ in benchmarks.trials.trial.run(chosen.spec, workspace):
+        for _ in benchmarks.trials.trial.run(chosen.spec, workspace, runtime):
             pass
     hidden = (data[0].validation, data[0].test)
     assert any(isinstance(one, Problem) for one in seen)

@@ -30,6 +30,7 @@ from benchmarks.events import Outcome, Progress
 from benchmarks.planning import plan
 from benchmarks.records.record import Records
 from benchmarks.records.workspace import Workspace
+from benchmarks.runtime import Runtime
 from benchmarks.suites.suite import Resources, load_suite
 from benchmarks.trials.checkpoint import previous
 from benchmarks.trials.training import Loop, WeightTraining
@@ -69,8 +70,8 @@ def work(out: Path, ticks: Path, seconds: float, ranks: int = 1, spare: int | No
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + spare, used + spare))
     suite = suite_of(ranks)
-    workspace = Workspace(out, "tiny", checkpoint_seconds=seconds, ranks=ranks)
-    run_jobs(LocalEngine(suite.resources), jobs_of(plan(suite)), workspace, Noted(ticks))
+    workspace, runtime = Workspace(out, "tiny"), Runtime(checkpoint_seconds=seconds, ranks=ranks)
+    run_jobs(LocalEngine(suite.resources), jobs_of(plan(suite)), workspace, runtime, Noted(ticks))
 
 
 def suite_of(ranks: int = 1) -> Any:
@@ -342,8 +343,8 @@ def test_memory_does_not_grow_over_two_thousand_steps_of_a_trial(tmp_path):
                 resident.setdefault(stage, []).append((trial, max(loaders)))
 
     (trial,) = (job for job in jobs_of(plan(load_suite(str(suite)))) if job.is_trial)
-    place = Workspace(tmp_path / "out", "tiny", tmp_path / "tree", loaders=1, checkpoint_seconds=1.0)
-    assert run_jobs(LocalEngine(Resources()), [trial], place, Weighed()) == {}
+    place, runtime = Workspace(tmp_path / "out", "tiny"), Runtime(tmp_path / "tree", loaders=1, checkpoint_seconds=1.0)
+    assert run_jobs(LocalEngine(Resources()), [trial], place, runtime, Weighed()) == {}
     assert steps(tmp_path / "out") > 2_000
     assert resident.keys() == {"search", "finetune"}
     for readings in resident.values():

@@ -30,6 +30,7 @@ from benchmarks.planning import plan
 from benchmarks.records.record import read_record
 from benchmarks.records.tracking import Tracker
 from benchmarks.records.workspace import Workspace
+from benchmarks.runtime import Runtime
 from benchmarks.suites.suite import load_suite
 from benchmarks.trials.evaluation import Score
 from benchmarks.trials.trial import run as run_trial
@@ -407,11 +408,11 @@ def test_the_kept_network_scores_as_its_record_says():
 def test_a_network_is_scored_again_where_its_suite_runs(monkeypatch):
     places = []
 
-    def rescore(_record: object, workspace: Workspace) -> Score:
-        places.append(workspace.device)
+    def rescore(_record: object, _workspace: object, runtime: Runtime) -> Score:
+        places.append(runtime.device)
         return Score(0.5, 0.0, 600)
 
-    monkeypatch.setattr(session.Session, "placed", lambda self: replace(self.workspace, gpu=True))
+    monkeypatch.setattr(session.Session, "placed", lambda self: replace(self.runtime, gpu=True))
     monkeypatch.setattr(rescoring, "rescore", rescore)
     suite, out, _ = finished()
     cli("evaluate", only_record(out, "hawq").stem, "--suite", suite, "--out", out)

@@ -160,5 +160,5 @@ def test_how_often_a_trial_saves_itself_is_no_part_of_it(tmp_path):
         open_session(Options(suite=str(write_suite(tmp_path)), out=tmp_path, overrides=overrides))
         for overrides in (["resources.checkpoint_seconds=0"], [])
     )
-    assert (every.workspace.checkpoint_seconds, usual.workspace.checkpoint_seconds) == (0, 10)
+    assert (every.runtime.checkpoint_seconds, usual.runtime.checkpoint_seconds) == (0, 10)
     assert [trial.id for trial in every.plan.trials] == [trial.id for trial in usual.plan.trials]

@@ -16,6 +16,7 @@ from benchmarks.engines.jobs import jobs_of
 from benchmarks.events import Progress
 from benchmarks.planning import plan
 from benchmarks.records.workspace import Workspace
+from benchmarks.runtime import Runtime
 from benchmarks.trials import trial
 from tests.harness import (
     comparable,
@@ -38,6 +39,9 @@ def _torch_settings() -> Iterator[None]:
     torch.use_deterministic_algorithms(deterministic)
 
 
+SAVED = Runtime(checkpoint_seconds=0)
+
+
 def reference() -> dict[str, object]:
     return comparable(finished().out / "tiny" / "records")
 
@@ -55,7 +59,7 @@ def test_compute_for_no_step_at_all_is_refused_and_not_ranked(method, tmp_path):
     suite = tiny_suite(methods=[method], compute={"epochs": 0.001, "search_share": 0.9})
     (chosen,) = plan(suite).trials
     workspace = Workspace(copy_float_starts(tmp_path), "tiny")
-    run_to_end(trial.run(chosen.spec, workspace))
+    run_to_end(trial.run(chosen.spec, workspace, SAVED))
     (record,) = workspace.records
     assert (record.status, "raise compute.epochs" in record.result["reason"]["message"]) == ("refused", True)
 
@@ -63,15 +67,15 @@ def test_compute_for_no_step_at_all_is_refused_and_not_ranked(method, tmp_path):
 @pytest.mark.parametrize("method", ["hawq", "differentiable", "metamix"])
 def test_a_trial_stopped_where_its_search_ends_ends_as_if_it_had_not_been(method, tmp_path):
     out = copy_float_starts(tmp_path)
-    workspace = Workspace(out, "tiny", checkpoint_seconds=0)
+    workspace = Workspace(out, "tiny")
     (chosen,) = plan(tiny_suite(methods=[method])).trials
-    life = trial.run(chosen.spec, workspace)
+    life = trial.run(chosen.spec, workspace, SAVED)
     saved = b""
     while next(life).stage == "search":
         saved = workspace.checkpoint(chosen.id).read_bytes()
     life.close()
     workspace.checkpoint(chosen.id).write_bytes(saved)  # as if it had ended before fine-tuning's first save
-    run_to_end(trial.run(chosen.spec, workspace))
+    run_to_end(trial.run(chosen.spec, workspace, SAVED))
     assert comparable(workspace.records.folder) == {f"{method} 0": reference()[f"{method} 0"]}
 
 
@@ -79,14 +83,14 @@ def test_a_metamix_stopped_in_its_last_statistics_ends_as_if_it_had_not_been(tmp
     out = copy_float_starts(tmp_path)
     suite = tiny_suite(methods=[{"name": "metamix", "options": {"statistics_batches": 2}}])
     (chosen,) = plan(suite).trials
-    undisturbed, stopped = (Workspace(out, name, checkpoint_seconds=0) for name in ("undisturbed", "stopped"))
-    run_to_end(trial.run(chosen.spec, undisturbed))
-    life = trial.run(chosen.spec, stopped)
+    undisturbed, stopped = (Workspace(out, name) for name in ("undisturbed", "stopped"))
+    run_to_end(trial.run(chosen.spec, undisturbed, SAVED))
+    life = trial.run(chosen.spec, stopped, SAVED)
     phases = [next(life).row["phase"]]
     while phases[-2:] != ["bit-selection", "bn-statistics"]:
         phases.append(next(life).row["phase"])
     life.close()  # its share is spent, but for a batch of statistics
-    run_to_end(trial.run(chosen.spec, stopped))
+    run_to_end(trial.run(chosen.spec, stopped, SAVED))
     assert comparable(stopped.records.folder) == comparable(undisturbed.records.folder)
 
 
@@ -94,9 +98,9 @@ def test_a_trial_under_way_is_left_alone_by_another_run(tmp_path):
     out = copy_float_starts(tmp_path)
     workspace = Workspace(out, "tiny")
     job = next(job for job in jobs_of(plan(tiny_suite(methods=["uniform-lsq"]))) if job.is_trial)
-    life = execute(job, workspace)
+    life = execute(job, workspace, Runtime())
     assert isinstance(next(life), Progress)
-    assert [event.status for event in execute(job, workspace)] == ["busy"]
+    assert [event.status for event in execute(job, workspace, Runtime())] == ["busy"]
     life.close()
 
 

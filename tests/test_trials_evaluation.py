@@ -27,6 +27,7 @@ from benchmarks.messages import SuiteError
 from benchmarks.models import build_model, published_weights, weights_file
 from benchmarks.planning import plan
 from benchmarks.records.workspace import Workspace
+from benchmarks.runtime import Runtime
 from benchmarks.suites.spec import DataSpec, ModelSpec
 from benchmarks.trials import checkpoint, environment
 from benchmarks.trials.audit import AuditError, audit_codes
@@ -388,7 +389,7 @@ def test_validating_on_the_way_changes_nothing_but_what_is_told(tmp_path):
     watched = tiny_suite({"recipe.validate_epochs": 0.1}, methods=["uniform-lsq"])
     workspace = Workspace(copy_float_starts(tmp_path), "tiny")
     for suite in (plain, watched):
-        run_jobs(LocalEngine(suite.resources), jobs_of(plan(suite)), workspace, Silent())
+        run_jobs(LocalEngine(suite.resources), jobs_of(plan(suite)), workspace, Runtime(), Silent())
     before, after = (workspace.records.get(plan(suite).trials[0].id) for suite in (plain, watched))
     assert before is not None
     assert after is not None

@@ -36,7 +36,7 @@ def measured(session, monkeypatch, seconds) -> Estimate:
         return next(seconds)
 
     monkeypatch.setattr(estimating, "_timed", timed)
-    return estimate(session.plan, session.missing(), session.placed())
+    return estimate(session.plan, session.missing(), session.workspace, session.placed())
 
 
 def test_every_row_takes_its_steps_times_a_step(opened, monkeypatch):
@@ -62,7 +62,7 @@ def test_validations_on_the_way_are_counted(opened, monkeypatch):
     plain = opened("uniform-lsq")
     looked = opened("uniform-lsq", "recipe.validate_epochs=0.14")  # after 0.14 and 0.28 of 0.3 epochs
     times = [measured(session, monkeypatch, itertools.repeat(1.0)).rows[0].time for session in (plain, looked)]
-    data = plain.workspace.load_data(plain.plan.trials[0].spec.data)
+    data = plain.runtime.load_data(plain.plan.trials[0].spec.data)
     validation = len(data.validation) + len(data.train)  # there are less than recalibration takes
     assert times[1].evaluation / times[0].evaluation == pytest.approx(
         (3 * validation + len(data.test)) / (validation + len(data.test))
@@ -84,7 +84,7 @@ def test_images_are_loaded_as_in_a_trial_and_ranks_do_their_share(opened, monkey
     assert timed
     assert all(how == {"loaders": 1, "ranks": Ranks(0, 2)} for how in timed)
     # A second per pass over 200 images more than a loader has ahead, or all there are.
-    data = session.workspace.load_data(session.plan.trials[0].spec.data)
+    data = session.runtime.load_data(session.plan.trials[0].spec.data)
     images = len(data.validation) + len(data.train) + len(data.test)
     assert found.rows[0].time.evaluation == pytest.approx(images / min(600, len(data.validation)))
     assert found.saved_bytes > found.slots * 4 * 1000
@@ -101,7 +101,7 @@ def test_compiling_is_not_tried_where_it_cannot_help(opened, monkeypatch, second
     session = opened("uniform-lsq")
     row = measured(session, monkeypatch, itertools.repeat(seconds)).rows[0]
     monkeypatch.setenv("CXX", compiler)
-    found = compiling(row, session.workspace)
+    found = compiling(row, session.runtime)
     assert isinstance(found, str)
     assert answer in found
 

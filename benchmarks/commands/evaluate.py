@@ -12,6 +12,7 @@ from benchmarks.messages import SuiteError
 from benchmarks.models import build_model
 from benchmarks.records.record import Record
 from benchmarks.records.workspace import Workspace
+from benchmarks.runtime import Runtime
 from benchmarks.terminal import console
 from benchmarks.trials.checkpoint import CheckpointError, load_network, network_digest
 from benchmarks.trials.environment import configure_torch
@@ -31,7 +32,7 @@ def execute(options: Options, trial_id: str) -> Exit:
     if record is None or record.status != "ok":
         raise SuiteError(f"trial {chosen.id} ({chosen.label}) has no finished network; run the suite first")
     try:
-        score = rescore(record, session.placed())
+        score = rescore(record, session.workspace, session.placed())
     except CheckpointError as error:
         raise SuiteError(str(error)) from error
     recorded = record.result["metrics"]["test_accuracy"]
@@ -41,10 +42,10 @@ def execute(options: Options, trial_id: str) -> Exit:
     return Exit.WELL if same else Exit.FAILED
 
 
-def rescore(record: Record, workspace: Workspace) -> Score:
+def rescore(record: Record, workspace: Workspace, runtime: Runtime) -> Score:
     """Score a kept network on test. Raises CheckpointError if it was not kept, or is not the record's."""
     spec, path = record.trial_spec, workspace.network(record.id)
-    configure_torch(workspace.threads, workspace.device)
+    configure_torch(runtime.threads, runtime.device)
     state = load_network(path)
     if network_digest(state) != record.result["network_digest"]:
         raise CheckpointError(f"{path}: not the network of record {record.id}; delete both and run the suite again")
@@ -55,6 +56,6 @@ def rescore(record: Record, workspace: Workspace) -> Score:
     model.load_state_dict(state)
     if policy is not None:
         apply_policy(model, with_pins(ledger, policy))
-    device = torch.device(workspace.device)
-    test = workspace.load_data(spec.data).test
-    return evaluate(model.to(device), test, device, workspace.loaders)
+    device = torch.device(runtime.device)
+    test = runtime.load_data(spec.data).test
+    return evaluate(model.to(device), test, device, runtime.loaders)

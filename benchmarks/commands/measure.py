@@ -13,8 +13,8 @@ from benchmarks.trials.timing import Compiling, compiling, estimate
 def show_estimate(session: Session) -> None:
     """Hours and disk that the missing trials take here, and whether compiling would pay."""
     draw_images(session)
-    place = session.placed()
-    found = estimate(session.plan, session.missing(), place)
+    runtime = session.placed()
+    found = estimate(session.plan, session.missing(), session.workspace, runtime)
     cells: list[Sequence[str]] = [
         ("network", "method", "to run", "seconds each", "searching", "fine-tuning", "evaluation")
     ]
@@ -23,8 +23,8 @@ def show_estimate(session: Session) -> None:
         texts = [f"refused: {row.refused}"] + [""] * 3 if row.refused else [f"{seconds:.1f}" for seconds in parts]
         cells.append((row.trial.model, row.trial.row, str(row.count), *texts))
     print_columns(cells)
-    unit = "GPU" if place.gpu else "core"
-    threads = session.workspace.ranks * (session.suite.resources.cpus if not place.gpu else 1)
+    unit = "GPU" if runtime.gpu else "core"
+    threads = runtime.ranks * (session.suite.resources.cpus if not runtime.gpu else 1)
     console.print(
         f"timed here, one trial at a time: {found.seconds * threads / 3600:.2f} {unit}-hours, of which float starts "
         f"{found.starts_seconds * threads / 3600:.2f}; {found.elapsed / 60:.0f} minutes with "
@@ -36,7 +36,7 @@ def show_estimate(session: Session) -> None:
         "trials at a time share disk and memory"
     )
     if not session.suite.resources.compile and found.rows:
-        console.print(_advice(compiling(max(found.rows, key=lambda row: row.time.finetune), place)))
+        console.print(_advice(compiling(max(found.rows, key=lambda row: row.time.finetune), runtime)))
 
 
 def _advice(outcome: Compiling | str) -> str:

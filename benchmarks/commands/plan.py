@@ -67,7 +67,7 @@ def _show(session: Session, rows: Rows) -> None:
     for warning in session.plan.warnings:
         warn(warning)
     epochs = sum(trial.spec.compute.epochs for trial in session.plan.trials)
-    cached = sum(session.workspace.start(start.key).exists() for start in session.plan.starts)
+    cached = sum(session.workspace.done(start) for start in session.plan.starts)
     console.print(
         f"{len(rows)} trials of {session.suite.compute.epochs:g} recipe epochs ({epochs:g} in all) from "
         f"{len(session.plan.starts)} float starts, {cached} of them there; {len(session.missing())} to run"

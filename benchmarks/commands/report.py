@@ -97,11 +97,10 @@ def say_where(context: typer.Context, session: Session, place: Path | None = Non
     """Print where report, records, MLflow's view and networks are. place: of the records, if not the output folder."""
     from benchmarks.records.tracking import default_uri, has_runs
 
-    folder, out = session.workspace.folder, session.workspace.out
+    out, networks = session.workspace.out, session.workspace.networks
     console.print(f"report:  {session.workspace.report / 'index.html'}", markup=False)
     console.print(f"records: {place or session.workspace.records.folder}", markup=False)
     if has_runs(out):
         console.print(f"mlflow:  mlflow ui --backend-store-uri {default_uri(out)}", markup=False)
-    networks = folder / "networks"
     if networks.is_dir():
         console.print(f"again:   {command_line(context, 'evaluate TRIAL')}  (networks in {networks})", markup=False)

@@ -88,7 +88,7 @@ def run_missing(session: Session, engine: Engine, tracking_uri: str | None = Non
 
     draw_images(session)
     compare_images(session)
-    jobs = [job for job in session.jobs if not job.done(session.workspace)]
+    jobs = [job for job in session.jobs if not session.workspace.done(job.spec)]
     work = {trial.id: trial.work for trial in session.plan.trials}
     work |= {f"start-{start.key}": trial.work for trial in session.plan.trials for start in trial.spec.starts}
     done = len(session.plan.trials) - len(session.missing())
@@ -96,7 +96,7 @@ def run_missing(session: Session, engine: Engine, tracking_uri: str | None = Non
     place = session.workspace
     with place.lock("mlflow", wait=False) as only_writer, View(console, jobs, work, place.records) as view:
         tracker = tracker_for(session, tracking_uri) if only_writer else None
-        lost = run_jobs(engine, jobs, place, Mirrored(session, view, tracker))
+        lost = run_jobs(engine, jobs, place, session.runtime, Mirrored(session, view, tracker))
         if tracker:
             tracker.close()
     return lost
@@ -139,7 +139,7 @@ class Mirrored:
 
 def draw_images(session: Session) -> None:
     """Have generated images on disk before any job needs them."""
-    data, folder = session.suite.data, session.workspace.data
+    data, folder = session.suite.data, session.runtime.data
     if isinstance(data, ProceduralSpec) and folder:
         from benchmarks.commands.progress import prepare_images
 
@@ -148,13 +148,15 @@ def draw_images(session: Session) -> None:
 
 def compare_images(session: Session) -> None:
     """Refuse image files that are not as they were prepared, before any job needs them. Raises DataError."""
-    data, place = session.suite.data, session.workspace
-    if data.dataset == "imagefolder" and place.data:
+    data, runtime = session.suite.data, session.runtime
+    if data.dataset == "imagefolder" and runtime.data:
         from benchmarks.commands.progress import told
         from benchmarks.data.comparing import require_unchanged
 
         with told(console) as progress:
-            require_unchanged(data, place.data, allow_bad_images=place.allow_bad_images, progress=progress, warn=warn)
+            require_unchanged(
+                data, runtime.data, allow_bad_images=runtime.allow_bad_images, progress=progress, warn=warn
+            )
 
 
 def say_amiss(session: Session, lost: dict[str, Outcome]) -> bool:

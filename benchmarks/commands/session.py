@@ -17,16 +17,18 @@ from benchmarks.engines.storage import Storage
 from benchmarks.messages import SuiteError, explain_yaml
 from benchmarks.planning import Plan, Trial, plan
 from benchmarks.records.workspace import Workspace
+from benchmarks.runtime import Runtime
 from benchmarks.suites.suite import Suite, load_suite, require_fit, select
 
 
 @dataclass
 class Session:
-    """What most commands need: the suite, its plan and where its files are."""
+    """What most commands need: the suite, its plan, where its files are and how it runs."""
 
     suite: Suite
     plan: Plan
     workspace: Workspace
+    runtime: Runtime
 
     @property
     def jobs(self) -> list[Job]:
@@ -37,13 +39,13 @@ class Session:
         return {trial.id: trial for trial in self.plan.trials}
 
     def missing(self) -> list[Trial]:
-        return [trial for trial in self.plan.trials if self.workspace.records.get(trial.id) is None]
+        return [trial for trial in self.plan.trials if not self.workspace.done(trial.spec)]
 
-    def placed(self) -> Workspace:
-        """The workspace on a GPU if the suite asks for one and there is one."""
+    def placed(self) -> Runtime:
+        """How it runs here: on a GPU if the suite asks for one and there is one."""
         import torch
 
-        return replace(self.workspace, gpu=self.suite.resources.gpus > 0 and torch.cuda.is_available())
+        return replace(self.runtime, gpu=self.suite.resources.gpus > 0 and torch.cuda.is_available())
 
     def find(self, beginning: str) -> Trial:
         """The trial whose id begins so. Raises SuiteError unless there is exactly one."""
@@ -77,14 +79,14 @@ def open_session(options: Options, *, needs_data: bool = True) -> Session:
     chosen = select(chosen, methods=rows, models=networks, seeds=_seeds(options.seeds))
     folder = find_folder(chosen.data.dataset, options.data) if needs_data or options.data else None
     chosen = chosen.model_copy(update={"data": fit_classes(chosen.data, folder)})
-    place = _workspace(chosen, options, folder)
+    runtime = _runtime(chosen, options, folder)
     if needs_data and folder is not None and chosen.data.dataset == "imagefolder":
-        check_manifest(chosen.data, folder, allow_bad_images=place.allow_bad_images)
+        check_manifest(chosen.data, folder, allow_bad_images=runtime.allow_bad_images)
     found = plan(chosen)
     for start in found.starts:
         if start.pretraining is None:
             require_fit(start.model, start.data)
-    return Session(chosen, found, place)
+    return Session(chosen, found, Workspace(options.out, chosen.suite), runtime)
 
 
 def chosen_suite(options: Options) -> Suite:
@@ -92,11 +94,9 @@ def chosen_suite(options: Options) -> Suite:
     return load_suite(options.suite, dict(assignment(text) for text in options.overrides))
 
 
-def _workspace(suite: Suite, options: Options, data: Path | None) -> Workspace:
+def _runtime(suite: Suite, options: Options, data: Path | None) -> Runtime:
     resources = suite.resources
-    return Workspace(
-        options.out,
-        suite.suite,
+    return Runtime(
         data and data.resolve(),
         weights=options.weights and options.weights.resolve(),
         engine=options.engine,
@@ -112,7 +112,7 @@ def _workspace(suite: Suite, options: Options, data: Path | None) -> Workspace:
 
 def fetch_records(session: Session) -> None:
     """Bring the records that are at --storage and not here. Raises StorageError."""
-    if (storage := session.workspace.storage) is not None:
+    if (storage := session.runtime.storage) is not None:
         Storage.at(storage).fetch((job for job in session.jobs if job.is_trial), session.workspace)
 
 

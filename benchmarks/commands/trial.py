@@ -37,14 +37,14 @@ def execute(context: typer.Context, options: Options, trial_id: str) -> Exit:
 
 def _run(session: Session, job: Job) -> Outcome | None:
     """How the job was lost, if it was."""
-    place = session.workspace
-    kept = None if place.storage is None else Storage.at(place.storage)
+    place, storage = session.workspace, session.runtime.storage
+    kept = None if storage is None else Storage.at(storage)
     if kept:
         kept.fetch(job.with_starts, place)
-    if not job.done(place):
+    if not place.done(job.spec):
         compare_images(session)
     with View(console, [job], {job.key: 1.0}, place.records) as view:
-        lost = run_jobs(LocalEngine(session.suite.resources), [job], place, view)
+        lost = run_jobs(LocalEngine(session.suite.resources), [job], place, session.runtime, view)
     if kept:
         kept.keep(job.with_starts, place)
     return lost.get(job.key)

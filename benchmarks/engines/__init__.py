@@ -11,6 +11,7 @@ from benchmarks.engines.jobs import Job
 from benchmarks.events import Outcome, Progress
 from benchmarks.messages import SuiteError
 from benchmarks.records.workspace import Workspace
+from benchmarks.runtime import Runtime
 
 _POLL_SECONDS = 0.5
 _ARRIVAL_SECONDS = 60.0
@@ -29,7 +30,7 @@ class Observer(Protocol):
 
 
 class Engine(Protocol):
-    def run(self, jobs: Sequence[Job], workspace: Workspace, observer: Observer) -> None:
+    def run(self, jobs: Sequence[Job], workspace: Workspace, runtime: Runtime, observer: Observer) -> None:
         """Run every job once. Raises EngineError if nothing can be run."""
 
 
@@ -42,6 +43,7 @@ class _Watch:
 
     observer: Observer
     workspace: Workspace
+    storage: str | None
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     awaited: list[Job] = field(default_factory=list)
 
@@ -69,30 +71,31 @@ class _Watch:
 
     def _missed(self, job: Job) -> str:
         """Why its result is not here; nothing once it is."""
-        place = self.workspace
-        if job.done(place):
+        if self.workspace.done(job.spec):
             return ""
-        if not place.storage:
+        if not self.storage:
             return "is --out on a shared file system? Without one, give --storage"
         from benchmarks.engines.storage import Storage
 
         try:
-            fetched = Storage.at(place.storage).fetch([job], place)
+            fetched = Storage.at(self.storage).fetch([job], self.workspace)
         except (OSError, SuiteError) as error:
             return str(error)
-        return "" if fetched else f"nor is it at {place.storage}"
+        return "" if fetched else f"nor is it at {self.storage}"
 
 
-def run_jobs(engine: Engine, jobs: Iterable[Job], workspace: Workspace, observer: Observer) -> dict[str, Outcome]:
+def run_jobs(
+    engine: Engine, jobs: Iterable[Job], workspace: Workspace, runtime: Runtime, observer: Observer
+) -> dict[str, Outcome]:
     """Run what has no result yet, sharing the work with other runs on the same folder; returns what was lost.
 
     Jobs that another run holds are waited for, and taken over if that run ends without them.
     """
     lost: dict[str, Outcome] = {}
-    pending = [job for job in jobs if not job.done(workspace)]
+    pending = [job for job in jobs if not workspace.done(job.spec)]
     while pending:
-        watch = _Watch(observer, workspace)
-        engine.run(pending, workspace, watch)
+        watch = _Watch(observer, workspace, runtime.storage)
+        engine.run(pending, workspace, runtime, watch)
         watch.wait()
         outcomes = watch.outcomes
         lost |= {key: outcome for key, outcome in outcomes.items() if outcome.status == "lost"}
@@ -104,12 +107,12 @@ def run_jobs(engine: Engine, jobs: Iterable[Job], workspace: Workspace, observer
 def _free(jobs: list[Job], workspace: Workspace, observer: Observer) -> list[Job]:
     """Wait until one of `jobs` can be run here or all have ended elsewhere; returns those still to run."""
     while jobs:
-        for job in [job for job in jobs if job.done(workspace)]:
+        for job in [job for job in jobs if workspace.done(job.spec)]:
             observer.ended(job, Outcome("done"))
             jobs = [other for other in jobs if other is not job]
         for job in jobs:
             with workspace.lock(job.key, wait=False) as free:
-                if free and not job.done(workspace):
+                if free and not workspace.done(job.spec):
                     return jobs
         time.sleep(_POLL_SECONDS)
     return jobs

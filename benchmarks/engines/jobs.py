@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.planning import Plan
-from benchmarks.records.workspace import Workspace
 from benchmarks.suites.spec import StartSpec, TrialSpec
 
 
@@ -27,12 +26,6 @@ class Job:
         """The float starts that a trial makes where they are missing, then itself; of a start itself alone."""
         starts = self.spec.starts if isinstance(self.spec, TrialSpec) else ()
         return [*(Job(f"start-{start.key}", self.label, start) for start in starts), self]
-
-    def done(self, workspace: Workspace) -> bool:
-        """Whether its result is on disk. Raises RecordError for a damaged record."""
-        if isinstance(self.spec, TrialSpec):
-            return workspace.records.get(self.key) is not None
-        return workspace.start(self.spec.key).exists()
 
     def to_dict(self) -> dict[str, Any]:
         return {"key": self.key, "label": self.label, "trial": self.is_trial, "spec": self.spec.model_dump(mode="json")}

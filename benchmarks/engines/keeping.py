@@ -31,7 +31,7 @@ class Keeper:
             return
         storage, parts = Storage.at(self.url), self.job.with_starts
         storage.fetch(parts, self.workspace)
-        missing = [part for part in parts if not part.done(self.workspace)]
+        missing = [part for part in parts if not self.workspace.done(part.spec)]
         self.unkept = [
             part for part in parts if part is self.job or part in missing or not storage.has(part, self.workspace)
         ]
@@ -71,7 +71,7 @@ class Keeper:
             return
         storage = Storage.at(self.url)
         for part in [*self.unkept]:
-            if part.done(self.workspace):
+            if self.workspace.done(part.spec):
                 storage.keep([part], self.workspace)
                 self.unkept.remove(part)
             else:

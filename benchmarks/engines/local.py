@@ -10,6 +10,7 @@ from benchmarks.engines.execute import execute
 from benchmarks.engines.jobs import Job
 from benchmarks.events import Outcome
 from benchmarks.records.workspace import Workspace
+from benchmarks.runtime import Runtime
 from benchmarks.stopping import heeded
 from benchmarks.suites.suite import Resources
 from benchmarks.trials.environment import require_compiler
@@ -21,20 +22,20 @@ class LocalEngine:
     def __init__(self, resources: Resources) -> None:
         self.resources = resources
 
-    def run(self, jobs: Sequence[Job], workspace: Workspace, observer: Observer) -> None:
+    def run(self, jobs: Sequence[Job], workspace: Workspace, runtime: Runtime, observer: Observer) -> None:
         import torch
 
-        workspace = replace(workspace, gpu=self.resources.gpus > 0 and torch.cuda.is_available())
-        if workspace.gpu and workspace.ranks > torch.cuda.device_count():
+        runtime = replace(runtime, gpu=self.resources.gpus > 0 and torch.cuda.is_available())
+        if runtime.gpu and runtime.ranks > torch.cuda.device_count():
             raise EngineError(
-                f"the {workspace.ranks} processes of a trial need a GPU each, this machine has "
+                f"the {runtime.ranks} processes of a trial need a GPU each, this machine has "
                 f"{torch.cuda.device_count()}; lower resources.workers_per_trial, or set resources.gpus=0"
             )
-        if workspace.compile:
-            require_compiler(workspace.device)
+        if runtime.compile:
+            require_compiler(runtime.device)
         with heeded():
             for job in jobs:
-                for event in execute(job, workspace):
+                for event in execute(job, workspace, runtime):
                     if isinstance(event, Outcome):
                         observer.ended(job, event)
                     else:

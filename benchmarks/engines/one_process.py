@@ -10,13 +10,14 @@ from benchmarks.engines.jobs import Job
 from benchmarks.events import Outcome, Progress
 from benchmarks.messages import SuiteError
 from benchmarks.records.workspace import Workspace
+from benchmarks.runtime import Runtime
 from benchmarks.suites.spec import TrialSpec
 
 if TYPE_CHECKING:
     from benchmarks.ranks import Ranks
 
 
-def work(job: Job, workspace: Workspace, ranks: Ranks | None = None) -> Iterator[Progress | Outcome]:
+def work(job: Job, workspace: Workspace, runtime: Runtime, ranks: Ranks | None = None) -> Iterator[Progress | Outcome]:
     """Do a job, or one rank's part of it, unless it is done; its lock is held by whoever calls.
 
     Raises DeviceLostError where this process can do no other job either.
@@ -30,23 +31,23 @@ def work(job: Job, workspace: Workspace, ranks: Ranks | None = None) -> Iterator
     from benchmarks.trials.training import DivergedError
 
     ranks = ranks or ALONE
-    keeper = Keeper(job, workspace, None if ranks.rank else workspace.storage)
+    keeper = Keeper(job, workspace, None if ranks.rank else runtime.storage)
     try:
         keeper.fetch()
-        if ranks.decided(ranks.rank == 0 and job.done(workspace)):  # by processes of which another died afterwards
+        if ranks.decided(ranks.rank == 0 and workspace.done(job.spec)):  # by processes of which another died afterwards
             yield keeper.done()
             return
         steps: Generator[Progress, None, object]
         if isinstance(job.spec, TrialSpec):
-            steps = trial.run(job.spec, workspace, ranks)
+            steps = trial.run(job.spec, workspace, runtime, ranks)
         else:
-            configure_torch(workspace.threads, workspace.device)
-            steps = float_start(job.spec, workspace, workspace.load_data(job.spec.data), ranks)
+            configure_torch(runtime.threads, runtime.device)
+            steps = float_start(job.spec, workspace, runtime, runtime.load_data(job.spec.data), ranks)
         yield from keeper.along(steps)
     except Exception as error:
         if not (isinstance(error, DivergedError) or machine_s_fault(error)):
             raise
-        require_device(workspace.device, error)
+        require_device(runtime.device, error)
         yield Outcome("lost", str(error) or traceback.format_exc(), isinstance(error, SuiteError))
         return
     yield keeper.done()

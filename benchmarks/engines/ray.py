@@ -56,6 +56,7 @@ from benchmarks.events import Outcome, Progress  # noqa: E402
 from benchmarks.messages import SuiteError  # noqa: E402
 from benchmarks.ranks import PATIENCE, Ranks, backend_for, join  # noqa: E402
 from benchmarks.records.workspace import Workspace  # noqa: E402
+from benchmarks.runtime import Runtime  # noqa: E402
 from benchmarks.stopping import StoppedError, asked, heeded, watch  # noqa: E402
 from benchmarks.suites.suite import Resources  # noqa: E402
 from benchmarks.terminal import warn  # noqa: E402
@@ -86,29 +87,30 @@ class RayEngine:
     def __init__(self, resources: Resources, address: str | None = None) -> None:
         self.resources, self.address = resources, address
 
-    def run(self, jobs: Sequence[Job], workspace: Workspace, observer: Observer) -> None:
+    def run(self, jobs: Sequence[Job], workspace: Workspace, runtime: Runtime, observer: Observer) -> None:
         if not ray.is_initialized():
-            _connect(self.address, workspace)
+            _connect(self.address, workspace, runtime)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         resources = _fitted(self.resources, nodes)
-        url = workspace.storage and Storage.at(workspace.storage).url
-        workspace = replace(workspace, out=workspace.out.resolve(), gpu=resources.gpus > 0, storage=url)
+        url = runtime.storage and Storage.at(runtime.storage).url
+        workspace = replace(workspace, out=workspace.out.resolve())
+        runtime = replace(runtime, gpu=resources.gpus > 0, storage=url)
         if resources.loaders is None:
-            workspace = replace(workspace, loaders=min(workspace.loaders, resources.cpus - 1))
-        if workspace.compile and not self.address:
-            require_compiler(workspace.device)
-        settings = asdict(workspace)
+            runtime = replace(runtime, loaders=min(runtime.loaders, resources.cpus - 1))
+        if runtime.compile and not self.address:
+            require_compiler(runtime.device)
         storage, name = workspace.folder.resolve() / "ray", f"{socket.gethostname()}-{os.getpid()}-{int(time.time())}"
         _forget_dead_runs(workspace)
         stop = storage / name / "stop"
         stop.parent.mkdir(parents=True, exist_ok=True)
-        alone = workspace.ranks == 1
+        alone = runtime.ranks == 1
         needed = {"cpu": resources.cpus, "gpu": resources.gpus}
         tuner = tune.Tuner(
             # Ray Train asks for what its workers need; the function that waits for them needs next to nothing.
             tune.with_resources(JobTrainable, needed) if alone else tune.with_resources(train_together, _WAITING),
             param_space={
-                "workspace": settings,
+                "workspace": asdict(workspace),
+                "runtime": asdict(runtime),
                 "stop": str(stop),
                 "abroad": self.address is not None,
                 "job": tune.grid_search([job.to_dict() for job in jobs]),
@@ -149,7 +151,7 @@ def _forget_dead_runs(workspace: Workspace) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _connect(address: str | None, workspace: Workspace) -> None:
+def _connect(address: str | None, workspace: Workspace, runtime: Runtime) -> None:
     for name in ("ray", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -160,7 +162,7 @@ def _connect(address: str | None, workspace: Workspace) -> None:
     else:
         sent = {SENT_FROM: json.dumps(source_state())}
         options |= {
-            "runtime_env": {"working_dir": str(ROOT), "excludes": _staying(workspace), "env_vars": sent},
+            "runtime_env": {"working_dir": str(ROOT), "excludes": _staying(workspace, runtime), "env_vars": sent},
         }
     try:
         if address and ":" in address:
@@ -184,9 +186,9 @@ def _groups_of_their_own() -> Iterator[None]:
         subprocess.Popen.__init__ = plain  # type: ignore[method-assign]
 
 
-def _staying(workspace: Workspace) -> list[str]:
+def _staying(workspace: Workspace, runtime: Runtime) -> list[str]:
     """STAYS_HERE, and where this run keeps its data and results, if that is in the checkout."""
-    places = (workspace.out, workspace.folder, workspace.out / "float", workspace.data, workspace.weights)
+    places = (workspace.out, workspace.folder, workspace.starts, runtime.data, runtime.weights)
     inside = [place.resolve() for place in places if place and ROOT in place.resolve().parents]
     return [*STAYS_HERE, *(f"/{place.relative_to(ROOT).as_posix()}" for place in inside)]
 
@@ -238,7 +240,7 @@ class JobTrainable(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         job = Job.from_dict(new_config["job"])
         watch(Path(new_config["stop"]))
-        self.events: Iterator[Progress | Outcome] = execute(job, Workspace(**new_config["workspace"]))
+        self.events: Iterator[Progress | Outcome] = execute(job, *_where_and_how(new_config))
         return True
 
     def step(self) -> dict[str, Any]:
@@ -264,12 +266,17 @@ class JobTrainable(tune.Trainable):
         """Nothing: see save_checkpoint."""
 
 
+def _where_and_how(config: Mapping[str, Any]) -> tuple[Workspace, Runtime]:
+    """Where a job's files are and how it runs, as the driver told."""
+    return Workspace(**config["workspace"]), Runtime(**config["runtime"])
+
+
 def train_together(config: dict[str, Any]) -> None:
     """A job of several processes, seen by Tune: a Ray Train run, whose workers are the ranks."""
-    job, workspace = Job.from_dict(config["job"]), Workspace(**config["workspace"])
+    job, (workspace, runtime) = Job.from_dict(config["job"]), _where_and_how(config)
     with workspace.lock(job.key, wait=False) as mine:
-        if not mine or job.done(workspace):
-            outcome = Keeper(job, workspace, workspace.storage).done() if mine else Outcome("busy")
+        if not mine or workspace.done(job.spec):
+            outcome = Keeper(job, workspace, runtime.storage).done() if mine else Outcome("busy")
             tune.report({"progress": [], "outcome": asdict(outcome)})
             return
         storage = workspace.folder / "ray" / "ranks"
@@ -277,9 +284,9 @@ def train_together(config: dict[str, Any]) -> None:
         trainer = TorchTrainer(
             train_as_rank,
             train_loop_config=config,
-            torch_config=meeting(backend=backend_for(workspace.device), timeout_s=int(PATIENCE.total_seconds())),
+            torch_config=meeting(backend=backend_for(runtime.device), timeout_s=int(PATIENCE.total_seconds())),
             scaling_config=train.ScalingConfig(
-                num_workers=workspace.ranks, use_gpu=workspace.gpu, resources_per_worker=config["needed"]
+                num_workers=runtime.ranks, use_gpu=runtime.gpu, resources_per_worker=config["needed"]
             ),
             run_config=train.RunConfig(
                 name=job.key,
@@ -328,7 +335,7 @@ class _AtFile(Backend):
 
 def train_as_rank(config: dict[str, Any]) -> None:
     """The life of one rank in a Ray Train worker. All report when the first does: Ray waits for all of them."""
-    job, workspace = Job.from_dict(config["job"]), Workspace(**config["workspace"])
+    job, (workspace, runtime) = Job.from_dict(config["job"]), _where_and_how(config)
     ranks = Ranks(dist.get_rank(), dist.get_world_size())
     if ranks.rank == 0:  # it saves for all
         watch(Path(config["stop"]))
@@ -337,7 +344,7 @@ def train_as_rank(config: dict[str, Any]) -> None:
     seen: list[dict[str, Any]] = []
     until, outcome = time.monotonic() + _REPORT_SECONDS, Outcome("done")
     try:
-        for event in work(job, workspace, ranks):
+        for event in work(job, workspace, runtime, ranks):
             if isinstance(event, Outcome):
                 outcome = event
                 break

@@ -7,9 +7,8 @@ import multiprocessing
 import signal
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from queue import Empty
@@ -20,6 +19,7 @@ from benchmarks.engines.one_process import work
 from benchmarks.events import Outcome, Progress
 from benchmarks.ranks import GONE, joined
 from benchmarks.records.workspace import Workspace
+from benchmarks.runtime import Runtime
 from benchmarks.stopping import StoppedError, asked, end_with_parent, heeded
 
 RESTARTS = 3
@@ -32,21 +32,21 @@ _NOTICE_SECONDS = 25.0
 _DIED = "one of its processes died"
 
 
-def together(job: Job, workspace: Workspace) -> Iterator[Progress | Outcome]:
+def together(job: Job, workspace: Workspace, runtime: Runtime) -> Iterator[Progress | Outcome]:
     """Progress of the first rank while it lasts, then the outcome. What dies is started again, from the checkpoint."""
     for _ in range(1 + RESTARTS):
-        outcome = yield from _once(job, workspace)
+        outcome = yield from _once(job, workspace, runtime)
         if not outcome.message.startswith(_DIED):
             break
     yield outcome
 
 
-def _once(job: Job, workspace: Workspace) -> Generator[Progress, None, Outcome]:
+def _once(job: Job, workspace: Workspace, runtime: Runtime) -> Generator[Progress, None, Outcome]:
     context = multiprocessing.get_context("spawn")
     events = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
-        told = (job.to_dict(), asdict(workspace), str(Path(folder) / "meeting"), events)
-        ranks = [context.Process(target=_rank, args=(rank, *told)) for rank in range(workspace.ranks)]
+        told = (job, workspace, runtime, Path(folder) / "meeting", events)
+        ranks = [context.Process(target=_rank, args=(rank, *told)) for rank in range(runtime.ranks)]
         try:
             for process in ranks:
                 process.start()
@@ -100,13 +100,12 @@ def _ending(process: BaseProcess) -> str:
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def _rank(rank: int, job: Mapping[str, Any], settings: Mapping[str, Any], meeting: str, events: Any) -> None:
+def _rank(rank: int, job: Job, workspace: Workspace, runtime: Runtime, meeting: Path, events: Any) -> None:
     """The life of one rank, in its own process, which ends with its parent."""
     import torch
 
     end_with_parent()
-    workspace = Workspace(**settings)
-    if workspace.gpu:
+    if runtime.gpu:
         torch.cuda.set_device(rank)
     with ExitStack() as stack:
         if rank == 0:  # it saves for all; the parent ends the others
@@ -114,7 +113,7 @@ def _rank(rank: int, job: Mapping[str, Any], settings: Mapping[str, Any], meetin
             stack.enter_context(heeded())
         else:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        ranks = stack.enter_context(joined(rank, workspace.ranks, Path(meeting), workspace.device))
-        for event in work(Job.from_dict(dict(job)), workspace, ranks):
+        ranks = stack.enter_context(joined(rank, runtime.ranks, meeting, runtime.device))
+        for event in work(job, workspace, runtime, ranks):
             if rank == 0 or (isinstance(event, Outcome) and event.status == "lost"):
                 events.put((rank, event))

@@ -60,7 +60,7 @@ class Storage:
         self.files.invalidate_cache()  # others write there
         found = 0
         for job in jobs:
-            if self._bring(_place(job, workspace), workspace, partial(_is_result, job)):
+            if self._bring(workspace.result(job.spec), workspace, partial(_is_result, job)):
                 found += 1
                 if job.is_trial:
                     self._bring(workspace.network(job.key), workspace, _whole)
@@ -68,7 +68,7 @@ class Storage:
 
     def has(self, job: Job, workspace: Workspace) -> bool:
         """Whether a job's result is there. Raises StorageError."""
-        found: bool = self._run("exists", self._there(_place(job, workspace), workspace))
+        found: bool = self._run("exists", self._there(workspace.result(job.spec), workspace))
         return found
 
     def fetch_checkpoint(self, job: Job, workspace: Workspace) -> None:
@@ -85,7 +85,7 @@ class Storage:
         Their checkpoints are of no more use and are removed there.
         """
         for job in jobs:
-            if not (result := _place(job, workspace)).exists():
+            if not (result := workspace.result(job.spec)).exists():
                 continue
             for here in [workspace.network(job.key), result] if job.is_trial else [result]:
                 there = self._there(here, workspace)
@@ -161,10 +161,6 @@ def _whole(network: bytes, _there: str) -> bool:
             return archive.testzip() is None
     except (BadZipFile, EOFError, NotImplementedError):  # the latter where the damage is in how parts are packed
         return False
-
-
-def _place(job: Job, workspace: Workspace) -> Path:
-    return workspace.records.path(job.key) if job.is_trial else workspace.start(job.spec.key)  # type: ignore[union-attr]
 
 
 def _checkpoint(job: Job, workspace: Workspace) -> Path:

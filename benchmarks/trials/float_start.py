@@ -17,6 +17,7 @@ from benchmarks.events import Progress
 from benchmarks.models import build_model, published_weights
 from benchmarks.ranks import ALONE, Ranks
 from benchmarks.records.workspace import Workspace
+from benchmarks.runtime import Runtime
 from benchmarks.suites.spec import StartSpec
 from benchmarks.trials.checkpoint import (
     Saver,
@@ -62,7 +63,7 @@ def teacher_network(start: Start, spec: StartSpec, device: torch.device) -> nn.M
 
 
 def float_start(
-    spec: StartSpec, workspace: Workspace, data: Dataset, ranks: Ranks = ALONE
+    spec: StartSpec, workspace: Workspace, runtime: Runtime, data: Dataset, ranks: Ranks = ALONE
 ) -> Generator[Progress, None, Start]:
     """Progress while it trains; returns the start. Of several trials one trains it, with its ranks; the others wait."""
     path = workspace.start(spec.key)
@@ -70,7 +71,7 @@ def float_start(
         alone = workspace.lock(f"float-{spec.key}", wait=True) if ranks.rank == 0 else nullcontext(True)
         with alone:
             if not ranks.decided(path.exists()):
-                yield from _make(spec, workspace, data, ranks)
+                yield from _make(spec, workspace, runtime, data, ranks)
             ranks.decided(True)  # nobody goes on before it is written
     state = load_network(path)
     accuracy, seconds = float(state.pop(_TEST_ACCURACY)), float(state.pop(_SECONDS))
@@ -78,19 +79,19 @@ def float_start(
     return Start(state, accuracy, seconds, images, macs)
 
 
-def _make(spec: StartSpec, workspace: Workspace, data: Dataset, ranks: Ranks) -> Iterator[Progress]:
-    begun, device, taken = time.monotonic(), torch.device(workspace.device), {}
+def _make(spec: StartSpec, workspace: Workspace, runtime: Runtime, data: Dataset, ranks: Ranks) -> Iterator[Progress]:
+    begun, device, taken = time.monotonic(), torch.device(runtime.device), {}
     torch.manual_seed(stream_seed(spec.seed, "pretrain/init"))
     model = build_model(spec.model, spec.data).to(device)
     if spec.pretraining is None:
-        model.load_state_dict(published_weights(spec.model, spec.data, workspace.weights))
+        model.load_state_dict(published_weights(spec.model, spec.data, runtime.weights))
     else:
-        taken = yield from _train(spec, workspace, data, model, ranks)
+        taken = yield from _train(spec, workspace, runtime, data, model, ranks)
     if ranks.rank:
         return
     if spec.pretraining is not None:
-        recalibrate_bn(model, data.train, device, workspace.loaders)
-    score = evaluate(model, data.test, device, workspace.loaders)
+        recalibrate_bn(model, data.train, device, runtime.loaders)
+    score = evaluate(model, data.test, device, runtime.loaders)
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     state[_TEST_ACCURACY] = torch.tensor(score.accuracy, dtype=torch.float64)
     state[_SECONDS] = torch.tensor(time.monotonic() - begun, dtype=torch.float64)
@@ -100,11 +101,11 @@ def _make(spec: StartSpec, workspace: Workspace, data: Dataset, ranks: Ranks) ->
 
 
 def _train(
-    spec: StartSpec, workspace: Workspace, data: Dataset, model: nn.Module, ranks: Ranks
+    spec: StartSpec, workspace: Workspace, runtime: Runtime, data: Dataset, model: nn.Module, ranks: Ranks
 ) -> Generator[Progress, None, dict[str, int]]:
     """Progress; returns the images and MACs of it all, whether or not it has been interrupted."""
     assert spec.pretraining is not None
-    recipe, device = spec.pretraining.recipe, torch.device(workspace.device)
+    recipe, device = spec.pretraining.recipe, torch.device(runtime.device)
     harness = Harness(
         model=model,
         recipe=recipe,
@@ -112,7 +113,7 @@ def _train(
         train=data.train,
         device=device,
         augments=spec.data.augment != "none",
-        loaders=workspace.loaders,
+        loaders=runtime.loaders,
         ranks=ranks,
     )
     total = spec.pretraining.epochs * (len(data.train) // recipe.batch_size)
@@ -120,7 +121,7 @@ def _train(
     loop = Loop(harness, training, "finetune", total=total)
 
     path = workspace.checkpoint(spec.key)
-    seconds = math.inf if ranks.rank else workspace.checkpoint_seconds
+    seconds = math.inf if ranks.rank else runtime.checkpoint_seconds
     saver = Saver(seconds, lambda: save_checkpoint(path, spec.key, loop.saved()))
     if saved := load_checkpoint(path, spec.key):
         loop.resume(saved)

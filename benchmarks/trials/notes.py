@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.records.record import Status
-from benchmarks.records.workspace import Workspace
+from benchmarks.runtime import Runtime
 from benchmarks.trials.checkpoint import network_digest
 from benchmarks.trials.compute import Account
 from benchmarks.trials.environment import describe
@@ -78,16 +78,16 @@ class Notes:
             "curves": self.curves,
         }
 
-    def observed(self, place: Workspace, ranks: int) -> dict[str, Any]:
+    def observed(self, runtime: Runtime, ranks: int) -> dict[str, Any]:
         """What differs from run to run: time, memory and machine; and digests of what the trial was given."""
         return {
             "seconds": {**self.seconds, "total": time.monotonic() - self.begun},
             "phase_seconds": self.phase_seconds,
-            **_peaks(torch.device(place.device)),
-            "environment": describe(place.threads, place.device, compiled=place.compile),
+            **_peaks(torch.device(runtime.device)),
+            "environment": describe(runtime.threads, runtime.device, compiled=runtime.compile),
             **self.given,
             "restarts": self.restarts,
-            "engine": place.engine,
+            "engine": runtime.engine,
             "ranks": ranks,
             "started": self.started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),

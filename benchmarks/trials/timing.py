@@ -24,6 +24,7 @@ from benchmarks.models import build_model
 from benchmarks.planning import Plan, Trial
 from benchmarks.ranks import ALONE, Ranks
 from benchmarks.records.workspace import Workspace
+from benchmarks.runtime import Runtime
 from benchmarks.suites.spec import StartSpec, TrialSpec, digest
 from benchmarks.suites.suite import Resources
 from benchmarks.trials.environment import configure_torch, require_compiler
@@ -121,35 +122,35 @@ class Compiling(NamedTuple):
         return self.eager - self.compiled - self.wait
 
 
-def estimate(plan: Plan, missing: Sequence[Trial], workspace: Workspace) -> Estimate:
+def estimate(plan: Plan, missing: Sequence[Trial], workspace: Workspace, runtime: Runtime) -> Estimate:
     """Time one trial of each network and row among the missing ones, and the float starts that they need."""
-    configure_torch(workspace.threads, workspace.device)
+    configure_torch(runtime.threads, runtime.device)
     groups: dict[tuple[str, str], list[Trial]] = {}
     for trial in missing:
         groups.setdefault((trial.model, trial.row), []).append(trial)
-    benches = _Benches(workspace)
+    benches = _Benches(runtime)
     rows = tuple(_row(trials, benches.of(trials[0].spec)) for trials in groups.values())
     needed = {start.key: (start, trial.spec) for trial in missing for start in trial.spec.starts}
-    lacking = [(start, of) for key, (start, of) in needed.items() if not workspace.start(key).exists()]
+    lacking = [(start, of) for key, (start, of) in needed.items() if not workspace.done(start)]
     return Estimate(
         rows,
         len(lacking),
         sum(_start_seconds(start, of, benches) for start, of in lacking),
         sum(4 * _parameters(build_model(start.model, start.data)) for start, _ in lacking),
-        _slots(plan.suite.resources, workspace),
+        _slots(plan.suite.resources, runtime),
     )
 
 
-def compiling(row: Row, workspace: Workspace) -> Compiling | str:
+def compiling(row: Row, runtime: Runtime) -> Compiling | str:
     """What compiling would save one trial of `row`, or why that is not worth measuring."""
     finetune = row.time.finetune
     if finetune < _LONGEST_WAIT:
         return f"{finetune:.0f} s of fine-tuning cannot repay compiling the network, which takes about a minute or more"
     try:
-        require_compiler(workspace.device)
+        require_compiler(runtime.device)
     except SuiteError as error:
         return str(error)
-    bench = _Benches(workspace).of(row.trial.spec)
+    bench = _Benches(runtime).of(row.trial.spec)
     compiled, first = bench.training(quantized=True, compiled=True)
     return Compiling(finetune, finetune * compiled / bench.quantized_step, first - compiled)
 
@@ -217,7 +218,7 @@ class _Bench:
 class _Benches:
     """One bench for all trials that differ in nothing which their steps' time hangs on."""
 
-    workspace: Workspace
+    runtime: Runtime
     made: dict[str, _Bench] = field(default_factory=dict)
 
     def of(self, spec: TrialSpec) -> _Bench:
@@ -225,15 +226,15 @@ class _Benches:
         shape = (spec.recipe.batch_size, spec.recipe.micro_batch, spec.recipe.precision, spec.recipe.optimizer.name)
         key = digest([[part and part.model_dump(mode="json") for part in parts], shape])
         if key not in self.made:
-            self.made[key] = _Bench(self._setting(spec), Ranks(0, self.workspace.ranks))
+            self.made[key] = _Bench(self._setting(spec), Ranks(0, self.runtime.ranks))
         return self.made[key]
 
     def _setting(self, spec: TrialSpec) -> Setting:
-        data, device = self.workspace.load_data(spec.data), torch.device(self.workspace.device)
+        data, device = self.runtime.load_data(spec.data), torch.device(self.runtime.device)
         network, teacher = _fresh(spec.start, device), None
         if spec.teacher is not None:
             teacher = _fresh(spec.teacher, device).eval().requires_grad_(False)
-        return Setting(spec, data, network.state_dict(), device, teacher, self.workspace.loaders)
+        return Setting(spec, data, network.state_dict(), device, teacher, self.runtime.loaders)
 
 
 def _row(trials: Sequence[Trial], bench: _Bench) -> Row:
@@ -290,8 +291,8 @@ def _fresh(start: StartSpec, device: torch.device) -> nn.Module:
     return build_model(start.model, start.data).to(device)
 
 
-def _slots(resources: Resources, workspace: Workspace) -> int:
-    if workspace.gpu:
+def _slots(resources: Resources, runtime: Runtime) -> int:
+    if runtime.gpu:
         return max(1, int(torch.cuda.device_count() / resources.gpus / resources.workers_per_trial))
     return max(1, len(os.sched_getaffinity(0)) // (resources.cpus * resources.workers_per_trial))
 

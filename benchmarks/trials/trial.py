@@ -24,6 +24,7 @@ from benchmarks.ranks import ALONE, Ranks, RanksDifferError
 from benchmarks.records.record import Record, Status
 from benchmarks.records.result import cost_of, layer_rows
 from benchmarks.records.workspace import Workspace
+from benchmarks.runtime import Runtime
 from benchmarks.suites.spec import TrialSpec, canonical_json, full_digest
 from benchmarks.trials.checkpoint import (
     Saver,
@@ -57,21 +58,23 @@ _RECORD_SECONDS = 20.0
 _POLL_SECONDS = 0.1
 
 
-def run(spec: TrialSpec, workspace: Workspace, ranks: Ranks = ALONE) -> Generator[Progress, None, None]:
+def run(
+    spec: TrialSpec, workspace: Workspace, runtime: Runtime, ranks: Ranks = ALONE
+) -> Generator[Progress, None, None]:
     """Run one trial, or this rank's part of it: progress while it lasts; afterwards its record is on disk.
 
     A method's own fault ends in a record (`failed`, `over_ceiling`, `refused`); the machine's faults are raised.
     Ranks do the same steps on their own micro-batches; the first also saves, scores and writes.
     """
     notes = Notes()
-    _configure(workspace)
-    data = workspace.load_data(spec.data)
-    start = yield from float_start(spec.start, workspace, data, ranks)
-    setting = yield from _setting(spec, workspace, data, start, ranks)
+    _configure(runtime)
+    data = runtime.load_data(spec.data)
+    start = yield from float_start(spec.start, workspace, runtime, data, ranks)
+    setting = yield from _setting(spec, workspace, runtime, data, start, ranks)
     notes.note_given(setting, start)
     failure: str | None = None
     try:
-        result = yield from _result(setting, start, workspace, notes)
+        result = yield from _result(setting, start, workspace, runtime, notes)
     except Exception as error:
         if machine_s_fault(error):
             raise
@@ -80,35 +83,35 @@ def run(spec: TrialSpec, workspace: Workspace, ranks: Ranks = ALONE) -> Generato
         result, failure = notes.outcome(_status_of(error), error), traceback.format_exc()
     if ranks.rank:
         return
-    observed = notes.observed(workspace, ranks.count)
+    observed = notes.observed(runtime, ranks.count)
     if result["status"] == "failed":
         observed["traceback"] = failure
     workspace.records.put(Record(spec.id, spec.model_dump(mode="json"), result, observed))
     discard_checkpoint(workspace.checkpoint(spec.id))
 
 
-def _configure(workspace: Workspace) -> None:
-    configure_torch(workspace.threads, workspace.device)
-    if workspace.compile:
-        require_compiler(workspace.device)
-    if workspace.gpu:
+def _configure(runtime: Runtime) -> None:
+    configure_torch(runtime.threads, runtime.device)
+    if runtime.compile:
+        require_compiler(runtime.device)
+    if runtime.gpu:
         torch.cuda.reset_peak_memory_stats()
 
 
 def _setting(
-    spec: TrialSpec, workspace: Workspace, data: Dataset, start: Start, ranks: Ranks
+    spec: TrialSpec, workspace: Workspace, runtime: Runtime, data: Dataset, start: Start, ranks: Ranks
 ) -> Generator[Progress, None, Setting]:
-    device, teacher = torch.device(workspace.device), None
+    device, teacher = torch.device(runtime.device), None
     if spec.teacher is not None:
-        taught = yield from float_start(spec.teacher, workspace, data, ranks)
+        taught = yield from float_start(spec.teacher, workspace, runtime, data, ranks)
         teacher = teacher_network(taught, spec.teacher, device)
-    return Setting(spec, data, start.state, device, teacher, workspace.loaders, ranks)
+    return Setting(spec, data, start.state, device, teacher, runtime.loaders, ranks)
 
 
 def _recorded(spec: TrialSpec, workspace: Workspace) -> bool:
     """Whether the first rank writes the trial's record, which takes it a moment."""
     until = time.monotonic() + _RECORD_SECONDS
-    while not (found := workspace.records.path(spec.id).exists()) and time.monotonic() < until:
+    while not (found := workspace.done(spec)) and time.monotonic() < until:
         time.sleep(_POLL_SECONDS)
     return found
 
@@ -124,6 +127,7 @@ class _Trial:
 
     setting: Setting
     workspace: Workspace
+    runtime: Runtime
     notes: Notes
     account: Account
 
@@ -138,17 +142,17 @@ class _Trial:
     @property
     def save_seconds(self) -> float:
         """How often this rank saves the trial: the first does, for all."""
-        return math.inf if self.ranks.rank else self.workspace.checkpoint_seconds
+        return math.inf if self.ranks.rank else self.runtime.checkpoint_seconds
 
 
 def _result(
-    setting: Setting, start: Start, workspace: Workspace, notes: Notes
+    setting: Setting, start: Start, workspace: Workspace, runtime: Runtime, notes: Notes
 ) -> Generator[Progress, None, dict[str, Any]]:
     """Search, fine-tune, examine, or go on where a checkpoint says; at ranks but the first, nothing is examined."""
     spec = setting.spec
     saved = load_checkpoint(workspace.checkpoint(spec.id), spec.id)
     problem = setting.problem(_search_seed(spec))
-    trial = _Trial(setting, workspace, notes, problem.account)
+    trial = _Trial(setting, workspace, runtime, notes, problem.account)
     notes.account = problem.account
     _agree(trial, problem.model, saved["stage"] if saved else "", saved["loop"]["step"] if saved else 0)
     if saved:
@@ -225,7 +229,7 @@ def _finetune(trial: _Trial, searched: Searched, saved: dict[str, Any] | None) -
     """
     spec, notes, account = trial.spec, trial.notes, trial.account
     harness = _finetuning(trial.setting, searched)
-    if trial.workspace.compile:
+    if trial.runtime.compile:
         harness.compile()
     bits = None if searched.policy is None else with_pins(trial.setting.ledger, searched.policy)
     training = WeightTraining(harness, bits, total=0)
