@@ -9,22 +9,34 @@ from typing import Any, Literal
 
 @dataclass
 class Progress:
-    """One step of a job, as seen from outside. total: steps of this stage, None where it is not known."""
+    """One step of a job, as seen from outside.
+
+    total: steps of this stage, None where it is not known. note: what the user is to be told; nothing if empty.
+    """
 
     stage: str
     step: int
     total: int | None
     row: Mapping[str, Any]
+    note: str = ""
+
+    @classmethod
+    def noting(cls, note: str) -> Progress:
+        """No step, but something that the user is to be told."""
+        return cls("note", 0, None, {}, note)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended. lost: through no fault of a method, and without a record; busy: another run has it.
+    """How a job ended.
+
+    failed: a float start that cannot be had by its network's fault, as the records of its trials say; lost: through no
+    fault of a method, and without a record; busy: another run has it.
 
     message: of a job that is done, why its result is not at the storage. wrong_use: lost to a configuration error; a
     rerun would fail too.
     """
 
-    status: Literal["done", "busy", "lost"]
+    status: Literal["done", "failed", "busy", "lost"]
     message: str = ""
     wrong_use: bool = False

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -91,6 +92,18 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+_FIRST_SECONDS = 20.0
+"""How long a rank that has failed waits for what the first writes where it fails alike."""
+_POLL_SECONDS = 0.1
+
+
+def comes(there: Callable[[], bool]) -> bool:
+    """Whether something is there, or comes within the time that the first rank needs to write it."""
+    until = time.monotonic() + _FIRST_SECONDS
+    while not (found := there()) and time.monotonic() < until:
+        time.sleep(_POLL_SECONDS)
+    return found
 
 
 @contextmanager

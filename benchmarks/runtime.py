@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.messages import SuiteError
 from benchmarks.suites.spec import DataSpec
 
 if TYPE_CHECKING:
@@ -42,6 +43,12 @@ class Runtime:
 
     def load_data(self, spec: DataSpec) -> Dataset:
         """Raises DataError for data that cannot be used."""
+        from benchmarks.data.folders import DataError
         from benchmarks.data.opening import load_dataset
 
-        return load_dataset(spec, self.data, self.allow_bad_images)
+        try:
+            return load_dataset(spec, self.data, self.allow_bad_images)
+        except (OSError, MemoryError, DataError, SuiteError):
+            raise
+        except Exception as error:  # a plug-in's, which may be any
+            raise DataError(f"data set {spec.dataset}: {type(error).__name__}: {error}") from error

@@ -46,7 +46,12 @@ def rescore(record: Record, workspace: Workspace, runtime: Runtime) -> Score:
     """Score a kept network on test. Raises CheckpointError if it was not kept, or is not the record's."""
     spec, path = record.trial_spec, workspace.network(record.id)
     configure_torch(runtime.threads, runtime.device)
-    state = load_network(path)
+    try:
+        state = load_network(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"no network {path}; networks are kept for small suites only") from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; delete it and its record, and run the suite again") from error
     if network_digest(state) != record.result["network_digest"]:
         raise CheckpointError(f"{path}: not the network of record {record.id}; delete both and run the suite again")
     policy = None if record.result["policy"] is None else Policy.from_dict(record.result["policy"])

@@ -81,8 +81,8 @@ class View:
         self.console.print(f"[{len(self._ended)}/{len(self.jobs)}] {job.label}: {ending}", markup=False)
 
     def _ending(self, job: Job, outcome: Outcome) -> str:
-        if outcome.status == "lost":
-            return f"lost: {outcome.message}"
+        if outcome.status in ("lost", "failed"):
+            return f"{outcome.status}: {outcome.message}"
         record = self.records.get(job.key) if job.is_trial else None
         if record is None:
             return "done"

@@ -60,13 +60,16 @@ class Session:
         """Move failed records aside, so that their trials run again; returns the trials' ids."""
         records = self.workspace.records
         failed = [
-            trial.id
+            trial
             for trial in self.plan.trials
             if (record := records.get(trial.id)) is not None and record.status == "failed"
         ]
-        for path in map(records.path, failed):
+        for trial in failed:
+            path = records.path(trial.id)
             path.rename(path.with_suffix(".failed"))
-        return failed
+            for start in trial.spec.starts:
+                self.workspace.start_failure(start.key).unlink(missing_ok=True)
+        return [trial.id for trial in failed]
 
 
 def open_session(options: Options, *, needs_data: bool = True) -> Session:

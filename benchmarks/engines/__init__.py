@@ -12,6 +12,7 @@ from benchmarks.events import Outcome, Progress
 from benchmarks.messages import SuiteError
 from benchmarks.records.workspace import Workspace
 from benchmarks.runtime import Runtime
+from benchmarks.terminal import warn
 
 _POLL_SECONDS = 0.5
 _ARRIVAL_SECONDS = 60.0
@@ -48,7 +49,10 @@ class _Watch:
     awaited: list[Job] = field(default_factory=list)
 
     def progress(self, job: Job, progress: Sequence[Progress]) -> None:
-        self.observer.progress(job, progress)
+        for note in [event.note for event in progress if event.note]:
+            warn(f"{job.label}: {note}")
+        if steps := [event for event in progress if not event.note]:
+            self.observer.progress(job, steps)
 
     def ended(self, job: Job, outcome: Outcome) -> None:
         self.outcomes[job.key] = outcome

@@ -27,8 +27,7 @@ def work(job: Job, workspace: Workspace, runtime: Runtime, ranks: Ranks | None =
     from benchmarks.trials import trial
     from benchmarks.trials.environment import configure_torch
     from benchmarks.trials.faults import machine_s_fault, require_device
-    from benchmarks.trials.float_start import float_start
-    from benchmarks.trials.training import DivergedError
+    from benchmarks.trials.float_start import StartFailedError, float_start
 
     ranks = ranks or ALONE
     keeper = Keeper(job, workspace, None if ranks.rank else runtime.storage)
@@ -44,10 +43,12 @@ def work(job: Job, workspace: Workspace, runtime: Runtime, ranks: Ranks | None =
             configure_torch(runtime.threads, runtime.device)
             steps = float_start(job.spec, workspace, runtime, runtime.load_data(job.spec.data), ranks)
         yield from keeper.along(steps)
-    except Exception as error:
-        if not (isinstance(error, DivergedError) or machine_s_fault(error)):
-            raise
+    except StartFailedError as error:
+        yield Outcome("failed", str(error))
+        return
+    except Exception as error:  # noqa: BLE001 (one job's error ends no other job)
         require_device(runtime.device, error)
-        yield Outcome("lost", str(error) or traceback.format_exc(), isinstance(error, SuiteError))
+        told = str(error) if machine_s_fault(error) else ""
+        yield Outcome("lost", told or traceback.format_exc(), isinstance(error, SuiteError))
         return
     yield keeper.done()

@@ -6,17 +6,16 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 from secrets import token_hex
 from typing import Any, BinaryIO
-from zipfile import BadZipFile, ZipFile
 
 from benchmarks.engines.jobs import Job
 from benchmarks.files import write_atomic
 from benchmarks.messages import SuiteError
 from benchmarks.records.record import RecordError, parse_record
 from benchmarks.records.workspace import Workspace
+from benchmarks.seals import is_sealed
 
 
 class StorageError(OSError):
@@ -154,13 +153,9 @@ def _write(content: bytes, file: BinaryIO) -> None:
     file.write(content)
 
 
-def _whole(network: bytes, _there: str) -> bool:
-    """Whether a file that torch wrote, a zip archive, has all its parts as their checksums say. Free of torch."""
-    try:
-        with ZipFile(BytesIO(network)) as archive:
-            return archive.testzip() is None
-    except (BadZipFile, EOFError, NotImplementedError):  # the latter where the damage is in how parts are packed
-        return False
+def _whole(network: bytes, there: str) -> bool:
+    """Whether it is the network that was kept under this name. Free of torch."""
+    return is_sealed(network, PurePosixPath(there).stem)
 
 
 def _checkpoint(job: Job, workspace: Workspace) -> Path:

@@ -50,6 +50,10 @@ class Workspace:
     def start(self, key: str) -> Path:
         return self.starts / f"{key}.pt"
 
+    def start_failure(self, key: str) -> Path:
+        """Why a float start cannot be had: beside where it would be."""
+        return self.starts / f"{key}.failed.json"
+
     def checkpoint(self, key: str) -> Path:
         """The checkpoint of a trial, by its id, or of a float start, by its key."""
         return self.folder / "checkpoints" / f"{key}.pt"
@@ -59,8 +63,13 @@ class Workspace:
         return self.records.path(spec.id) if isinstance(spec, TrialSpec) else self.start(spec.key)
 
     def done(self, spec: TrialSpec | StartSpec) -> bool:
-        """Whether a trial or a float start has its result here. Raises RecordError for a damaged record."""
-        return self.records.get(spec.id) is not None if isinstance(spec, TrialSpec) else self.result(spec).exists()
+        """Whether there is nothing left to run: a record, or a float start or why it cannot be had.
+
+        Raises RecordError for a damaged record. A float start is looked into where it is read, and made again there.
+        """
+        if isinstance(spec, TrialSpec):
+            return self.records.get(spec.id) is not None
+        return self.result(spec).exists() or self.start_failure(spec.key).exists()
 
     @contextmanager
     def lock(self, name: str, *, wait: bool) -> Iterator[bool]:

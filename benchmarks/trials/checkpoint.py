@@ -5,26 +5,33 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from benchmarks.events import Progress
 from benchmarks.files import forget_unfinished, write_atomic
+from benchmarks.seals import SealError, sealed, unsealed
 from benchmarks.stopping import StoppedError, asked
 
 SCHEMA = 4
-_DIGEST_BYTES = 32
 _DEAREST = 50
 """Time between two saves over that of a save, at the least."""
 
+Result = TypeVar("Result")
+
 
 class CheckpointError(Exception):
-    """A checkpoint that is truncated, altered, or of another trial or schema; the message names the file."""
+    """A file that is truncated, altered, or of another trial or schema; the message names it."""
+
+
+class UnfitError(CheckpointError):
+    """A whole checkpoint that a trial cannot go on from."""
 
 
 def previous(path: Path) -> Path:
@@ -35,18 +42,44 @@ def previous(path: Path) -> Path:
 def save_checkpoint(path: Path, trial_id: str, state: dict[str, Any]) -> None:
     """Write `state` (tensors and plain values); whole or not at all. The one before stays beside it."""
     buffer = io.BytesIO()
-    torch.save({"schema": SCHEMA, "trial": trial_id, "state": state}, buffer)
-    body = buffer.getvalue()
+    torch.save({"schema": SCHEMA, "state": state}, buffer)
     with suppress(FileNotFoundError):
         path.replace(previous(path))
-    write_atomic(path, lambda file: (file.write(hashlib.sha256(body).digest()), file.write(body)))
+    write_atomic(path, lambda file: file.write(sealed(buffer.getvalue(), trial_id)))
 
 
-def load_checkpoint(path: Path, trial_id: str) -> dict[str, Any] | None:
+def going_on(
+    path: Path, trial_id: str, run: Callable[[dict[str, Any] | None], Generator[Progress, None, Result]]
+) -> Generator[Progress, None, Result]:
+    """Run from where the checkpoint is, or from the beginning, and say so where there is one that is of no use.
+
+    run: told what the checkpoint holds, or None. Raises UnfitError if it cannot use that, see `faults.resuming`.
+    """
+    doubts: list[str] = []
+    try:
+        saved = load_checkpoint(path, trial_id, doubts.append)
+    except CheckpointError as error:
+        doubts.append(f"{error}; it starts from its beginning")
+        discard_checkpoint(path)
+        saved = None
+    for doubt in doubts:
+        yield Progress.noting(doubt)
+    if saved is None:
+        return (yield from run(None))
+    try:
+        return (yield from run(saved))
+    except UnfitError as error:
+        yield Progress.noting(f"{path} {error}; it starts from its beginning")
+        discard_checkpoint(path)
+    return (yield from run(None))
+
+
+def load_checkpoint(path: Path, trial_id: str, tell: Callable[[str], object] = str) -> dict[str, Any] | None:
     """The state saved for a trial, or the one before where the last cannot be trusted; None if there is none.
 
     Its tensors are on the CPU, wherever they were. What cannot be trusted is removed where the one before can: the next
     save would put it in that one's place. Raises CheckpointError if there are files and none can be trusted.
+    tell: told of a last one that cannot be trusted.
     """
     forget_unfinished(path)
     found: CheckpointError | None = None
@@ -59,6 +92,7 @@ def load_checkpoint(path: Path, trial_id: str) -> dict[str, Any] | None:
             found = found or error
             continue
         if found:
+            tell(f"{found}; it goes on from the checkpoint before")
             path.unlink(missing_ok=True)  # by another rank, if not by this one
         return state
     if found:
@@ -86,22 +120,21 @@ def discard_checkpoint(path: Path) -> None:
 
 def parse_checkpoint(data: bytes, path: str, trial_id: str) -> dict[str, Any]:
     """The state in a file's content; `path` is for messages. Raises CheckpointError if it cannot be trusted."""
-    body = data[_DIGEST_BYTES:]
-    if hashlib.sha256(body).digest() != data[:_DIGEST_BYTES]:
-        raise CheckpointError(
-            f"{path}: truncated or altered; delete it and run again, the trial starts from its beginning"
-        )
-    try:
-        saved = torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, ValueError, KeyError, UnpicklingError) as error:
-        raise CheckpointError(f"{path}: no checkpoint ({type(error).__name__}); delete it and run again") from error
-    if saved["schema"] != SCHEMA or saved["trial"] != trial_id:
-        raise CheckpointError(
-            f"{path}: schema {saved['schema']} of trial {saved['trial']}, "
-            f"expected schema {SCHEMA} of trial {trial_id}; delete it"
-        )
+    saved = _loaded(data, path, trial_id)
+    if not isinstance(saved, dict) or saved.get("schema") != SCHEMA:
+        raise CheckpointError(f"{path}: no checkpoint of schema {SCHEMA}")
     state: dict[str, Any] = saved["state"]
     return state
+
+
+def _loaded(data: bytes, path: str, name: str) -> Any:
+    """What torch reads from a sealed file's content. Raises CheckpointError."""
+    try:
+        return torch.load(io.BytesIO(unsealed(data, name)), weights_only=True, map_location="cpu")
+    except SealError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, UnpicklingError) as error:
+        raise CheckpointError(f"{path}: damaged ({type(error).__name__})") from error
 
 
 @dataclass
@@ -139,17 +172,12 @@ def save_network(path: Path, state: dict[str, torch.Tensor]) -> None:
     """A network's state dict, whole or not at all. Raises OSError where there is no room."""
     buffer = io.BytesIO()  # on a full disk torch itself would raise a RuntimeError
     torch.save(state, buffer)
-    write_atomic(path, lambda file: file.write(buffer.getvalue()))
+    write_atomic(path, lambda file: file.write(sealed(buffer.getvalue(), path.stem)))
 
 
 def load_network(path: Path) -> dict[str, torch.Tensor]:
-    """Raises CheckpointError if the file is missing or damaged."""
-    try:
-        state: dict[str, torch.Tensor] = torch.load(path, weights_only=True, map_location="cpu")
-    except FileNotFoundError as error:
-        raise CheckpointError(f"no network {path}; networks are kept for small suites only") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, UnpicklingError) as error:
-        raise CheckpointError(f"{path}: damaged ({type(error).__name__}); delete it and run the suite again") from error
+    """What `save_network` wrote under this name. Raises CheckpointError for anything else, FileNotFoundError."""
+    state: dict[str, torch.Tensor] = _loaded(path.read_bytes(), str(path), path.stem)
     return state
 
 

@@ -5,12 +5,15 @@ The machine's leave no record: the trial is lost, and the same command runs it a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from benchmarks.data.folders import DataError
 from benchmarks.messages import SuiteError
 from benchmarks.ranks import RankLostError, RanksDifferError
-from benchmarks.trials.checkpoint import CheckpointError
+from benchmarks.trials.checkpoint import CheckpointError, UnfitError
 
 
 class DeviceLostError(OSError):
@@ -65,6 +68,21 @@ def machine_s_fault(error: Exception) -> bool:
     if any(f"{kind.__module__}.{kind.__qualname__}" == _COMPILER for kind in type(error).__mro__):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _MACHINE)
+
+
+@contextmanager
+def resuming() -> Iterator[None]:
+    """Inside, a checkpoint's state is taken over. Raises UnfitError for whatever a state of another shape brings.
+
+    So a state that does not fit is the machine's fault, whoever refuses it: network, optimizer or method.
+    """
+    try:
+        yield
+    except Exception as error:
+        if machine_s_fault(error):
+            raise
+        said = " ".join(str(error).split())
+        raise UnfitError(f"does not fit this trial ({type(error).__name__}: {said[:200]})") from error
 
 
 def require_device(device: str, error: Exception) -> None:

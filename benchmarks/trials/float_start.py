@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Generator, Iterator
+import traceback
+from collections.abc import Generator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,26 +19,29 @@ from torch import nn
 from benchmarks.data import Dataset
 from benchmarks.data.stream import stream_seed
 from benchmarks.events import Progress
+from benchmarks.files import write_text_atomic
 from benchmarks.models import build_model, published_weights
-from benchmarks.ranks import ALONE, Ranks
+from benchmarks.ranks import ALONE, Ranks, RanksDifferError, comes
 from benchmarks.records.workspace import Workspace
 from benchmarks.runtime import Runtime
 from benchmarks.suites.spec import StartSpec
 from benchmarks.trials.checkpoint import (
+    CheckpointError,
     Saver,
     discard_checkpoint,
-    load_checkpoint,
+    going_on,
     load_network,
     network_digest,
     save_checkpoint,
     save_network,
 )
 from benchmarks.trials.evaluation import evaluate, recalibrate_bn
+from benchmarks.trials.faults import machine_s_fault, resuming
 from benchmarks.trials.harness import Harness
 from benchmarks.trials.training import Loop, WeightTraining
 
 _TEST_ACCURACY, _SECONDS, _IMAGES, _MACS = "_test_accuracy", "_seconds", "_images", "_macs"
-"""Kept beside the weights in the cached state dict; earlier versions kept neither images nor MACs."""
+"""Kept beside the weights in the cached state dict; published weights have neither images nor MACs."""
 
 
 @dataclass(frozen=True)
@@ -54,39 +62,122 @@ class Start:
         return network_digest(self.state)
 
 
+class StartFailedError(Exception):
+    """A float network that cannot be had, by its own fault or its recipe's; what was raised is in `trace`.
+
+    Every trial that starts from it has failed.
+    """
+
+    def __init__(self, message: str, trace: str) -> None:
+        super().__init__(message)
+        self.trace = trace
+
+
 def teacher_network(start: Start, spec: StartSpec, device: torch.device) -> nn.Module:
     """The start as a network that only answers: in eval mode, without gradients."""
-    with torch.random.fork_rng(devices=[]):
-        model = build_model(spec.model, spec.data)
+    model = _fresh(spec)
     model.load_state_dict(start.state)
     return model.to(device).eval().requires_grad_(False)
+
+
+def _fresh(spec: StartSpec) -> nn.Module:
+    """The network with whatever weights; no generator is drawn from."""
+    with torch.random.fork_rng(devices=[]):
+        return build_model(spec.model, spec.data)
 
 
 def float_start(
     spec: StartSpec, workspace: Workspace, runtime: Runtime, data: Dataset, ranks: Ranks = ALONE
 ) -> Generator[Progress, None, Start]:
-    """Progress while it trains; returns the start. Of several trials one trains it, with its ranks; the others wait."""
-    path = workspace.start(spec.key)
-    if not ranks.decided(path.exists()):
+    """Progress while it trains; returns the start. Of several trials one trains it, with its ranks; the others wait.
+
+    A start that is damaged, or of another network, is made again. Raises StartFailedError, also where it was so before.
+    """
+    try:
+        start = _kept(spec, workspace)
+    except CheckpointError as error:
+        yield Progress.noting(f"{error}; this float start is made again")
+        start = None
+    if not ranks.decided(start is not None):
         alone = workspace.lock(f"float-{spec.key}", wait=True) if ranks.rank == 0 else nullcontext(True)
         with alone:
-            if not ranks.decided(path.exists()):
-                yield from _make(spec, workspace, runtime, data, ranks)
+            if not ranks.decided(_is_kept(spec, workspace)):  # by another trial
+                yield from _made(spec, workspace, runtime, data, ranks)
             ranks.decided(True)  # nobody goes on before it is written
-    state = load_network(path)
-    accuracy, seconds = float(state.pop(_TEST_ACCURACY)), float(state.pop(_SECONDS))
-    images, macs = (int(state.pop(key)) if key in state else None for key in (_IMAGES, _MACS))
+        start = _kept(spec, workspace)
+    if start is None:
+        raise CheckpointError(f"{workspace.start(spec.key)} was there and is gone; run the same command again")
+    return start
+
+
+def _kept(spec: StartSpec, workspace: Workspace) -> Start | None:
+    """The start that is kept. Raises CheckpointError if it cannot be used, StartFailedError if it could not be had."""
+    path = workspace.start(spec.key)
+    try:
+        state = load_network(path)
+    except FileNotFoundError:
+        _raise_failure(workspace.start_failure(spec.key))
+        return None
+    accuracy, seconds = (float(state.pop(name, math.nan)) for name in (_TEST_ACCURACY, _SECONDS))
+    images, macs = (int(state.pop(name)) if name in state else None for name in (_IMAGES, _MACS))
+    wanted = {name: tensor.shape for name, tensor in _fresh(spec).state_dict().items()}
+    if wanted != {name: tensor.shape for name, tensor in state.items()}:
+        raise CheckpointError(f"{path}: of another network")
     return Start(state, accuracy, seconds, images, macs)
 
 
-def _make(spec: StartSpec, workspace: Workspace, runtime: Runtime, data: Dataset, ranks: Ranks) -> Iterator[Progress]:
+def _raise_failure(path: Path) -> None:
+    """Raises StartFailedError if it is noted here that the start could not be had."""
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        failure = StartFailedError(str(noted["message"]), str(noted["trace"]))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # a note that cannot be read is none
+        return
+    raise failure
+
+
+def _is_kept(spec: StartSpec, workspace: Workspace) -> bool:
+    try:
+        return _kept(spec, workspace) is not None
+    except CheckpointError:
+        return False
+
+
+def _made(
+    spec: StartSpec, workspace: Workspace, runtime: Runtime, data: Dataset, ranks: Ranks
+) -> Generator[Progress, None, None]:
+    """Make it, or note why that cannot be: the first rank does, for all trials that start from it."""
+    path, failure = workspace.checkpoint(spec.key), workspace.start_failure(spec.key)
+    try:
+        yield from going_on(path, spec.key, partial(_make, spec, workspace, runtime, data, ranks))
+    except Exception as error:
+        if machine_s_fault(error):
+            raise
+        if ranks.rank and not comes(failure.exists):
+            raise RanksDifferError(f"rank {ranks.rank}: {error}") from error
+        what = f"its float network cannot be trained ({type(error).__name__}: {error})"
+        failed = StartFailedError(what, traceback.format_exc())
+        if not ranks.rank:
+            write_text_atomic(failure, json.dumps({"message": what, "trace": failed.trace}))
+            discard_checkpoint(path)
+        raise failed from error
+
+
+def _make(
+    spec: StartSpec,
+    workspace: Workspace,
+    runtime: Runtime,
+    data: Dataset,
+    ranks: Ranks,
+    saved: dict[str, Any] | None,
+) -> Generator[Progress, None, None]:
     begun, device, taken = time.monotonic(), torch.device(runtime.device), {}
     torch.manual_seed(stream_seed(spec.seed, "pretrain/init"))
     model = build_model(spec.model, spec.data).to(device)
     if spec.pretraining is None:
         model.load_state_dict(published_weights(spec.model, spec.data, runtime.weights))
     else:
-        taken = yield from _train(spec, workspace, runtime, data, model, ranks)
+        taken = yield from _train(spec, workspace, runtime, data, model, ranks, saved)
     if ranks.rank:
         return
     if spec.pretraining is not None:
@@ -97,21 +188,28 @@ def _make(spec: StartSpec, workspace: Workspace, runtime: Runtime, data: Dataset
     state[_SECONDS] = torch.tensor(time.monotonic() - begun, dtype=torch.float64)
     state |= {key: torch.tensor(number) for key, number in taken.items()}
     save_network(workspace.start(spec.key), state)
+    workspace.start_failure(spec.key).unlink(missing_ok=True)
     discard_checkpoint(workspace.checkpoint(spec.key))
 
 
 def _train(
-    spec: StartSpec, workspace: Workspace, runtime: Runtime, data: Dataset, model: nn.Module, ranks: Ranks
+    spec: StartSpec,
+    workspace: Workspace,
+    runtime: Runtime,
+    data: Dataset,
+    model: nn.Module,
+    ranks: Ranks,
+    saved: dict[str, Any] | None,
 ) -> Generator[Progress, None, dict[str, int]]:
     """Progress; returns the images and MACs of it all, whether or not it has been interrupted."""
     assert spec.pretraining is not None
-    recipe, device = spec.pretraining.recipe, torch.device(runtime.device)
+    recipe = spec.pretraining.recipe
     harness = Harness(
         model=model,
         recipe=recipe,
         seed=stream_seed(spec.seed, "pretrain"),
         train=data.train,
-        device=device,
+        device=torch.device(runtime.device),
         augments=spec.data.augment != "none",
         loaders=runtime.loaders,
         ranks=ranks,
@@ -119,12 +217,12 @@ def _train(
     total = spec.pretraining.epochs * (len(data.train) // recipe.batch_size)
     training = WeightTraining(harness, None, total)
     loop = Loop(harness, training, "finetune", total=total)
-
+    if saved:
+        with resuming():
+            loop.resume(saved)
     path = workspace.checkpoint(spec.key)
     seconds = math.inf if ranks.rank else runtime.checkpoint_seconds
     saver = Saver(seconds, lambda: save_checkpoint(path, spec.key, loop.saved()))
-    if saved := load_checkpoint(path, spec.key):
-        loop.resume(saved)
     for progress in loop.run():
         saver.tick()
         yield Progress("pretrain", progress.step, progress.total, progress.row)

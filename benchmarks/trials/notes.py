@@ -24,13 +24,13 @@ from benchmarks.trials.training import Loop
 
 @dataclass
 class Notes:
-    """account: None until its price is measured. given: digests of what the trial was given, and its start's cost."""
+    """given: digests of what the trial was given, and its start's cost. account: None until its price is measured."""
 
+    given: dict[str, Any]
     account: Account | None = None
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     search_stopped: bool = False
     restarts: int = 0
-    given: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     phase_seconds: dict[str, float] = field(default_factory=dict)
     begun: float = field(default_factory=time.monotonic)
@@ -46,8 +46,7 @@ class Notes:
 
     def note_given(self, setting: Setting, start: Start) -> None:
         teacher = setting.teacher
-        self.given = {
-            "data_digest": setting.data.digest,
+        self.given |= {
             "weights_digest": start.digest,
             **({} if teacher is None else {"teacher_digest": network_digest(teacher.state_dict())}),
             "start_seconds": start.seconds,
@@ -59,14 +58,18 @@ class Notes:
         self.curves[loop.stage] = loop.curve
         self.phase_seconds |= loop.seconds
 
-    def resume(self, saved: dict[str, Any]) -> None:
-        """Go on from what `saved` gave in a process that has ended."""
-        self.restarts = saved["restarts"] + 1
-        self.search_stopped, self.curves = saved["stopped"], saved["curves"]
+    def begin(self, account: Account, saved: dict[str, Any] | None) -> None:
+        """Begin, or go on from what `saved` gave in a process that has ended."""
+        self.account, self.restarts, self.search_stopped, self.curves = account, 0, False, {}
+        if saved:
+            account.load_state_dict(saved["account"])
+            self.restarts = saved["restarts"] + 1
+            self.search_stopped, self.curves = saved["stopped"], saved["curves"]
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint keeps of these notes."""
-        return {"restarts": self.restarts, "stopped": self.search_stopped, "curves": self.curves}
+        account = None if self.account is None else self.account.state_dict()
+        return {"account": account, "restarts": self.restarts, "stopped": self.search_stopped, "curves": self.curves}
 
     def outcome(self, status: Status, error: Exception | None = None) -> dict[str, Any]:
         """The part of a record's result that is told of every trial, however it ended."""

@@ -8,10 +8,10 @@ curves; metrics (accuracies in 0..1); search (the method's own report); audit; n
 from __future__ import annotations
 
 import math
-import time
 import traceback
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch import nn
 from benchmarks.data import Dataset
 from benchmarks.data.stream import stream_seed
 from benchmarks.events import Progress
-from benchmarks.ranks import ALONE, Ranks, RanksDifferError
+from benchmarks.ranks import ALONE, Ranks, RanksDifferError, comes
 from benchmarks.records.record import Record, Status
 from benchmarks.records.result import cost_of, layer_rows
 from benchmarks.records.workspace import Workspace
@@ -29,15 +29,15 @@ from benchmarks.suites.spec import TrialSpec, canonical_json, full_digest
 from benchmarks.trials.checkpoint import (
     Saver,
     discard_checkpoint,
-    load_checkpoint,
+    going_on,
     network_digest,
     save_checkpoint,
     save_network,
 )
 from benchmarks.trials.compute import Account, ForwardMeter
 from benchmarks.trials.environment import configure_torch, require_compiler
-from benchmarks.trials.faults import machine_s_fault
-from benchmarks.trials.float_start import Start, float_start, teacher_network
+from benchmarks.trials.faults import machine_s_fault, resuming
+from benchmarks.trials.float_start import Start, StartFailedError, float_start, teacher_network
 from benchmarks.trials.harness import Harness
 from benchmarks.trials.judging import CeilingExceededError, best_of, check_policy, judge, validate
 from benchmarks.trials.notes import Notes
@@ -53,10 +53,6 @@ from methods.quantization.policy import LayerBits, Policy
 KEPT_PARAMETERS = 3_000_000
 """Networks up to this size are kept beside their record."""
 
-_RECORD_SECONDS = 20.0
-"""How long a rank at which the method failed waits for the first to fail alike."""
-_POLL_SECONDS = 0.1
-
 
 def run(
     spec: TrialSpec, workspace: Workspace, runtime: Runtime, ranks: Ranks = ALONE
@@ -66,26 +62,27 @@ def run(
     A method's own fault ends in a record (`failed`, `over_ceiling`, `refused`); the machine's faults are raised.
     Ranks do the same steps on their own micro-batches; the first also saves, scores and writes.
     """
-    notes = Notes()
     _configure(runtime)
     data = runtime.load_data(spec.data)
-    start = yield from float_start(spec.start, workspace, runtime, data, ranks)
-    setting = yield from _setting(spec, workspace, runtime, data, start, ranks)
-    notes.note_given(setting, start)
-    failure: str | None = None
+    notes = Notes({"data_digest": data.digest})
+    trace: str | None = None
     try:
-        result = yield from _result(setting, start, workspace, runtime, notes)
+        setting, start = yield from _given(spec, workspace, runtime, data, ranks)
+        notes.note_given(setting, start)
+        path, stages = workspace.checkpoint(spec.id), partial(_stages, setting, start, workspace, runtime, notes)
+        result = yield from going_on(path, spec.id, stages)
     except Exception as error:
         if machine_s_fault(error):
             raise
-        if ranks.rank and not _recorded(spec, workspace):  # else the first failed alike, and said so
+        if ranks.rank and not comes(lambda: workspace.done(spec)):  # else the first failed alike, and said so
             raise RanksDifferError(f"rank {ranks.rank}: {error}") from error
-        result, failure = notes.outcome(_status_of(error), error), traceback.format_exc()
+        trace = error.trace if isinstance(error, StartFailedError) else traceback.format_exc()
+        result = notes.outcome(_status_of(error), error)
     if ranks.rank:
         return
     observed = notes.observed(runtime, ranks.count)
     if result["status"] == "failed":
-        observed["traceback"] = failure
+        observed["traceback"] = trace
     workspace.records.put(Record(spec.id, spec.model_dump(mode="json"), result, observed))
     discard_checkpoint(workspace.checkpoint(spec.id))
 
@@ -98,22 +95,16 @@ def _configure(runtime: Runtime) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def _setting(
-    spec: TrialSpec, workspace: Workspace, runtime: Runtime, data: Dataset, start: Start, ranks: Ranks
-) -> Generator[Progress, None, Setting]:
+def _given(
+    spec: TrialSpec, workspace: Workspace, runtime: Runtime, data: Dataset, ranks: Ranks
+) -> Generator[Progress, None, tuple[Setting, Start]]:
+    """What a trial is given: its data and float networks, made first where they are missing."""
+    start = yield from float_start(spec.start, workspace, runtime, data, ranks)
     device, teacher = torch.device(runtime.device), None
     if spec.teacher is not None:
         taught = yield from float_start(spec.teacher, workspace, runtime, data, ranks)
         teacher = teacher_network(taught, spec.teacher, device)
-    return Setting(spec, data, start.state, device, teacher, runtime.loaders, ranks)
-
-
-def _recorded(spec: TrialSpec, workspace: Workspace) -> bool:
-    """Whether the first rank writes the trial's record, which takes it a moment."""
-    until = time.monotonic() + _RECORD_SECONDS
-    while not (found := workspace.done(spec)) and time.monotonic() < until:
-        time.sleep(_POLL_SECONDS)
-    return found
+    return Setting(spec, data, start.state, device, teacher, runtime.loaders, ranks), start
 
 
 def _status_of(error: Exception) -> Status:
@@ -145,22 +136,26 @@ class _Trial:
         return math.inf if self.ranks.rank else self.runtime.checkpoint_seconds
 
 
-def _result(
-    setting: Setting, start: Start, workspace: Workspace, runtime: Runtime, notes: Notes
+def _stages(
+    setting: Setting,
+    start: Start,
+    workspace: Workspace,
+    runtime: Runtime,
+    notes: Notes,
+    saved: dict[str, Any] | None,
 ) -> Generator[Progress, None, dict[str, Any]]:
-    """Search, fine-tune, examine, or go on where a checkpoint says; at ranks but the first, nothing is examined."""
-    spec = setting.spec
-    saved = load_checkpoint(workspace.checkpoint(spec.id), spec.id)
-    problem = setting.problem(_search_seed(spec))
+    """Search, fine-tune, examine, or go on where a checkpoint was; at ranks but the first, nothing is examined."""
+    problem = setting.problem(_search_seed(setting.spec))
     trial = _Trial(setting, workspace, runtime, notes, problem.account)
-    notes.account = problem.account
-    _agree(trial, problem.model, saved["stage"] if saved else "", saved["loop"]["step"] if saved else 0)
-    if saved:
-        notes.resume(saved)
-        trial.account.load_state_dict(saved["account"])
-    finetuning = saved if saved and saved["stage"] == "finetune" else None
-    searched = _chosen(finetuning) if finetuning else (yield from _search(trial, problem, saved))
-    model = yield from _finetune(trial, searched, finetuning)
+    with resuming():
+        notes.begin(problem.account, saved)
+        at = (str(saved["stage"]), int(saved["loop"]["step"])) if saved else ("", 0)
+        searched = _chosen(saved) if saved and at[0] == "finetune" else None
+    _agree(trial, problem.model, *at)
+    if searched is None:
+        searched = yield from _search(trial, problem, saved)
+        saved = None
+    model = yield from _finetune(trial, searched, saved)
     if setting.ranks.rank:
         return {}
     result = _examine(trial, searched, model, start)
@@ -196,7 +191,8 @@ def _search(trial: _Trial, problem: Problem, saved: dict[str, Any] | None) -> Ge
         method = problem.build(kind, spec.method.options)
         loop = Loop(problem, method, "search", trial.account, trial.account.search_macs)
         if saved:
-            loop.resume(saved)
+            with resuming():
+                loop.resume(saved)
             _agree(trial, problem.model, "search", loop.step)
         else:  # only then: a restart has less than its share left
             _require_share(problem, method, kind.min_steps)
@@ -238,7 +234,8 @@ def _finetune(trial: _Trial, searched: Searched, saved: dict[str, Any] | None) -
     limit = account.searched_macs + account.finetune_macs
     loop = Loop(harness, training, "finetune", account, limit, training.total)
     if saved:
-        loop.resume(saved)
+        with resuming():
+            loop.resume(saved)
     _agree(trial, harness.model, "finetune", loop.step)
     saver = Saver(trial.save_seconds, lambda: _save(trial, loop, searched))
     with notes.timed("finetune"):
@@ -287,7 +284,7 @@ def _validates(trial: _Trial, step: int) -> bool:
 
 def _save(trial: _Trial, loop: Loop, searched: Searched | None = None) -> None:
     """Save a stage. searched: what was chosen, once it is."""
-    state = {"stage": loop.stage, **trial.notes.saved(), "account": trial.account.state_dict(), **loop.saved()}
+    state = {"stage": loop.stage, **trial.notes.saved(), **loop.saved()}
     if searched is not None:
         policy = None if searched.policy is None else searched.policy.to_dict()
         state |= {"policy": policy, "search": dict(searched.report)}
