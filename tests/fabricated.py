@@ -179,9 +179,7 @@ def _result(trial: Trial) -> dict[str, Any]:
         "status": "ok",
         "reason": None,
         "search_stopped": False,
-        "policy": None if bits is None else {"schema": 1, "layers": {name: list(pair) for name, pair in bits.items()}},
-        "layers": [_layer(layer, bits) for layer in trial.ledger],
-        "cost": None if bits is None else _cost(trial, bits),
+        **_chosen(trial, bits),
         "account": _account(trial),
         "curves": {"search": [], "finetune": [{"step": 0, "loss": 2.3, "lr": 0.001}]},
         "metrics": {
@@ -196,6 +194,19 @@ def _result(trial: Trial) -> dict[str, Any]:
         "search": {"margins": [0.1, 0.2]},
         "audit": [{"layer": "features.0.0", "tensor": "weight", "bits": 8, "levels": 201, "low": -127, "high": 127}],
         "network_digest": f"net{trial.id}",
+    }
+
+
+def set_policy(trial: Trial, result: dict[str, Any], bits: dict[str, LayerBits]) -> None:
+    """Another policy than was made up, with the costs that it comes to."""
+    result.update(_chosen(trial, bits))
+
+
+def _chosen(trial: Trial, bits: dict[str, LayerBits] | None) -> dict[str, Any]:
+    return {
+        "policy": None if bits is None else {"schema": 1, "layers": {name: list(pair) for name, pair in bits.items()}},
+        "layers": [_layer(layer, bits) for layer in trial.ledger],
+        "cost": None if bits is None else _cost(trial, bits),
     }
 
 

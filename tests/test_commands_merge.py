@@ -22,10 +22,11 @@ from benchmarks.records.archive import pack
 from benchmarks.records.record import Record, RecordError, Records, differences
 from benchmarks.suites.spec import digest
 from benchmarks.suites.suite import load_suite, select
+from methods.quantization.policy import Policy
 from reports.build import build_report
 from reports.findings.comparison import gather
 from reports.findings.disputes import disputes_table
-from tests.fabricated import make_plan, make_record, make_suite, write_records
+from tests.fabricated import make_plan, make_record, make_suite, set_policy, write_records
 from tests.harness import cli, copy_finished, finished
 
 PLAN = make_plan(make_suite(["float", "uniform-lsq", "hawq"], seeds=(0, 1)))
@@ -258,10 +259,14 @@ def test_a_source_without_records_is_refused(tmp_path):
 
 def test_an_id_that_is_a_path_is_refused(tmp_path):
     record = make_record(PLAN.trials[0])
-    hostile = Record("../../../evil", record.spec, record.result, record.observed)
-    source = archive(tmp_path / "them.zip", {"records/x.json": hostile.to_json().encode()})
-    with pytest.raises(SuiteError, match="not that of its specification"):
-        joined(tmp_path, source)
+    for name, error, message in (
+        ("../../../evil", RecordError, "not a sound record .id: "),
+        ("e" * 16, SuiteError, "not that of its specification"),
+    ):
+        hostile = Record(name, record.spec, record.result, record.observed)
+        source = archive(tmp_path / "them.zip", {"records/x.json": hostile.to_json().encode()})
+        with pytest.raises(error, match=message):
+            joined(tmp_path, source)
     assert not list(tmp_path.rglob("evil*"))
 
 
@@ -327,6 +332,19 @@ def test_other_protocols_are_refused_before_anything_is_written(tmp_path):
         return replace(record, id=digest(spec), spec=spec)
 
     refused(tmp_path, older, "is of protocol 0, this version is 1")
+
+
+def test_costs_of_a_smaller_network_are_refused_before_anything_is_written(tmp_path):
+    """A record that agrees with itself: of every layer half the MACs, and bit-operations as they come to."""
+    trial = PLAN.trials[-1]
+    half = replace(trial, ledger=tuple(replace(layer, macs=layer.macs // 2) for layer in trial.ledger))
+    bits = dict(Policy.from_dict(make_record(trial).result["policy"]))
+    cheaper = make_record(half, lambda _, result, __: set_policy(half, result, bits))
+    records = Records(tmp_path / "b")
+    records.put(cheaper)
+    with pytest.raises(SuiteError, match=f"record {trial.id} counts other layers, MACs or weights than mobilenet_v2"):
+        joined(tmp_path, records.folder)
+    assert not (tmp_path / "joined").exists()
 
 
 def test_trials_of_another_suite_are_refused_before_anything_is_written(tmp_path):

@@ -92,7 +92,7 @@ def test_the_table_has_a_line_per_trial(folder, tmp_path):
     assert table(Records(folder)) == table(reversed(list(Records(folder)))) == text
     record = next(record for record in Records(folder) if record.spec["method"]["name"] == "hawq")
     (line,) = (line for line in lines if line.startswith(record.id))
-    assert record.checksum in line
+    assert record.result_digest in line
     assert f",{record.result['metrics']['test_accuracy']:.6f},{record.result['cost']['bops']['edges8']}," in line
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.planning import plan
+from benchmarks.records.archive import open_records
 from benchmarks.records.record import SCHEMA, Record, RecordError, Records, read_record
 from benchmarks.suites.suite import load_suite
+from reports.verification.reference import REFERENCE
 from tests.fabricated import make_record
 
 
@@ -28,8 +31,14 @@ def test_a_record_survives_its_file(record, tmp_path):
     assert record.trial_spec.id == record.id
 
 
-@pytest.mark.parametrize("part", ["spec", "result"])
-def test_the_checksum_covers_spec_and_result(part, record, tmp_path):
+@pytest.fixture
+def older(record) -> Record:
+    """As records were written before the checksum was of everything."""
+    return replace(record, schema=1)
+
+
+@pytest.mark.parametrize("part", ["spec", "result", "observed"])
+def test_the_checksum_covers_everything(part, record, tmp_path):
     path = tmp_path / "r.json"
     data = json.loads(record.to_json())
     data[part]["added"] = 1
@@ -38,12 +47,62 @@ def test_the_checksum_covers_spec_and_result(part, record, tmp_path):
         read_record(path)
 
 
-def test_what_was_observed_may_be_edited_and_keys_reordered(record, tmp_path):
+@pytest.mark.parametrize("part", ["spec", "result"])
+def test_the_checksum_of_older_records_covers_spec_and_result(part, older, tmp_path):
     path = tmp_path / "r.json"
-    data = json.loads(record.to_json())
+    data = json.loads(older.to_json())
+    data[part]["added"] = 1
+    path.write_text(json.dumps(data))
+    with pytest.raises(RecordError, match=r"r\.json: altered"):
+        read_record(path)
+
+
+def test_what_was_observed_may_be_edited_in_older_records(older, tmp_path):
+    path = tmp_path / "r.json"
+    data = json.loads(older.to_json())
     data["observed"]["note"] = "kept on another disk"
     path.write_text(json.dumps(data, sort_keys=True, indent=7))
-    assert read_record(path).checksum == record.checksum
+    assert read_record(path).checksum == older.checksum == older.result_digest
+
+
+def test_keys_may_be_reordered(record, tmp_path):
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(json.loads(record.to_json()), sort_keys=True, indent=7))
+    assert read_record(path) == record
+
+
+def test_older_records_stay_as_they_are(record, older, tmp_path):
+    records = Records(tmp_path)
+    records.put(older)
+    assert records.get(older.id) == older
+    assert json.loads(records.path(older.id).read_text()).keys() == {
+        "schema",
+        "id",
+        "checksum",
+        "spec",
+        "result",
+        "observed",
+    }
+    shipped = next(iter(open_records(REFERENCE / "w8a8.tar.xz")))
+    assert (shipped.schema, shipped.checksum) == (1, shipped.result_digest)
+
+
+def test_what_is_compared_leaves_out_what_was_observed(record):
+    other = replace(record, observed={**record.observed, "restarts": 3})
+    assert other.result_digest == record.result_digest
+    assert other.checksum != record.checksum
+    assert json.loads(other.to_json())["result_digest"] == record.result_digest
+    third = replace(record, result={**record.result, "search_stopped": True})
+    assert third.result_digest != record.result_digest
+
+
+@pytest.mark.parametrize("key", ["checksum", "result_digest"])
+def test_both_digests_are_looked_at(key, record, tmp_path):
+    data = json.loads(record.to_json())
+    data[key] = "0" * 64
+    (tmp_path / "r.json").write_text(json.dumps(data))
+    with pytest.raises(RecordError, match=r"r\.json: altered"):
+        read_record(tmp_path / "r.json")
 
 
 def test_a_record_is_one_line(record):

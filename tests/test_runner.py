@@ -342,14 +342,25 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["truncated", "altered", "other schema"])
-def test_a_damaged_record_is_refused_and_left_alone(how, tmp_path):
+def test_a_damaged_record_is_named_left_out_and_run_again(how, tmp_path):
     out = copy_finished(tmp_path)
-    path = only_record(out, "hawq")
+    records, command = out / "tiny" / "records", ["--suite", finished().suite, "--out", out]
+    path, whole = only_record(out, "hawq"), comparable(records)
     damage(path, how)
-    before = files_of(out)
-    for command in ([], ["plan"], ["report"]):
-        refused(cli(*command, "--suite", finished().suite, "--out", out), str(path), "run the suite again")
-    assert files_of(out) == before
+    before, damaged = files_of(out), path.read_bytes()
+    planned = cli("plan", *command)
+    assert (planned.code, files_of(out) == before) == (0, True)
+    assert "; 1 to run" in planned.out
+    assert planned.err.count(f"warning: {path}: ") == 1
+    assert cli("report", *command).code == 0
+    assert "damaged" in (out / "tiny" / "report" / "report.md").read_text()
+    assert path.read_bytes() == damaged
+    ran = cli(*command, "--engine", "local")
+    assert ran.code == 0, ran.err
+    assert f"it is now {path.stem}.damaged, its trial runs again" in ran.err
+    assert "6 trials, 5 done already" in ran.out
+    assert comparable(records) == whole
+    assert path.with_suffix(".damaged").read_bytes() == damaged
 
 
 def test_a_damaged_checkpoint_loses_its_trial_and_nothing_else(tmp_path):

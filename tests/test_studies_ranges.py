@@ -15,7 +15,7 @@ from benchmarks.records.record import Records
 from benchmarks.suites.spec import OptimizerSpec, QuantizerSpec
 from methods.quantization.cost import uniform_bits
 from reports.studies import ranges
-from tests.fabricated import RECIPE, fail, make_plan, make_suite, write_records
+from tests.fabricated import RECIPE, fail, make_plan, make_suite, set_policy, write_records
 
 WIDTHS = {"uniform:w4a4": 4, "uniform:w4a3": 3}
 SIGMOID = QuantizerSpec(parameterisation="beta-gamma", sigmoid=True)
@@ -46,8 +46,7 @@ def set_result(trial: Trial, result, observed) -> None:
     more = trial.spec.seed / 100 if quantizer.parameterisation == "lsq+" else 0.0
     result["metrics"]["test_accuracy"] = (0.8 if width == 4 else 0.7) + more
     result["curves"]["finetune"] = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0 + trial.spec.seed}]
-    layers = uniform_bits(trial.ledger, 4, width)
-    result["policy"] = {"schema": 1, "layers": {name: list(bits) for name, bits in layers.items()}}
+    set_policy(trial, result, uniform_bits(trial.ledger, 4, width))
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[str]:

@@ -13,9 +13,11 @@ import yaml
 from benchmarks.planning import plan
 from benchmarks.records.record import Records
 from benchmarks.suites.suite import Suite
+from methods.quantization.cost import uniform_bits
+from methods.quantization.policy import Policy
 from reports.studies import retraining
 from reports.studies.retraining import components, lines, suite_of
-from tests.fabricated import make_plan, make_suite, with_label, write_records
+from tests.fabricated import make_plan, make_record, make_suite, set_policy, with_label, write_records
 from tests.harness import finished
 
 
@@ -116,10 +118,9 @@ def test_policies_that_are_alike_are_trained_once(tmp_path):
 
     def alike(trial, result, _observed):
         if trial.spec.seed < 2:
-            result["policy"] = first
+            set_policy(trial, result, dict(Policy.from_dict(first)))
         else:
-            layers = {name: [4, 3] for name in first["layers"]}
-            result["policy"] = {**first, "layers": layers}
+            set_policy(trial, result, uniform_bits(trial.ledger, 4, 3))
 
     rows = suite_of(searched(tmp_path / "b", alike), "hawq", "mobilenet_v2")["methods"]
     assert [row if row == "float" else row["label"] for row in rows] == [
@@ -154,7 +155,7 @@ def test_the_table_of_retrained_policies(tmp_path):
     def choose(trial, result, _observed):
         result["policy"] = choice[trial.spec.seed]
 
-    searches = list(write_records(make_plan(make_suite(["hawq"], seeds=range(4))), tmp_path / "searched", choose))
+    searches = [make_record(trial, choose) for trial in make_plan(make_suite(["hawq"], seeds=range(4))).trials]
     head, of_policies, *_ = lines(list(write_records(plan, tmp_path, accuracy)), searches, "hawq")
     assert head.startswith("3 policies that 4 searches chose x 2 seeds")
     assert of_policies.startswith(f"policies (the search): {np.std([0, 0, 2, 4], ddof=1):.2f} points")

@@ -10,8 +10,9 @@ import pytest
 
 from benchmarks.planning import Trial
 from methods.quantization.cost import uniform_bits
+from methods.quantization.policy import LayerBits
 from reports.studies import widths
-from tests.fabricated import fail, make_plan, make_suite, write_records
+from tests.fabricated import fail, make_plan, make_suite, set_policy, write_records
 
 ACCURACIES = {"float": 0.9, "uniform:w4a4": 0.85, "uniform:w4a3": 0.7}
 """Of seed 0; seed s has s points more in float and 2 s points more quantized."""
@@ -23,10 +24,10 @@ def set_accuracy(trial: Trial, result, observed) -> None:
     result["metrics"]["test_accuracy"] = ACCURACIES[trial.ceiling] + points / 100
     if quantized:
         width = 4 if trial.ceiling == "uniform:w4a4" else 3
-        layers = {name: list(bits) for name, bits in uniform_bits(trial.ledger, 4, width).items()}
+        layers = uniform_bits(trial.ledger, 4, width)
         if trial.row == "hawq":
-            layers[next(iter(layers))] = [4, 8]
-        result["policy"] = {"schema": 1, "layers": layers}
+            layers[next(iter(layers))] = LayerBits(4, 8)
+        set_policy(trial, result, layers)
 
 
 def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:

@@ -27,6 +27,7 @@ def execute(context: typer.Context, options: Options, sources: Sequence[Path]) -
     """Join the sources' records into the output folder, and report. Raises SuiteError and RecordError."""
     session = open_session(options, needs_data=False)
     check_writable(options.out)
+    session.set_damaged_aside()
     merged = merge(sources, session.suite.suite, session.workspace.records, session.trials)
     _say(merged, session)
     write_report(session, session.workspace.records)
@@ -179,11 +180,13 @@ class _Examination:
     """By the description of the data: the digest of the first record's, and where that lies."""
 
     def check(self, record: Record, source: str) -> None:
-        """Raises SuiteError for another protocol or other data."""
+        """Raises SuiteError for another protocol, other data, or layers that the trial's network does not have."""
         if (protocol := record.spec.get("protocol")) != PROTOCOL:
             raise SuiteError(f"{source}: record {record.id} is of protocol {protocol}, this version is {PROTOCOL}")
         self.seen += 1
-        if record.id not in self.trials:
+        if trial := self.trials.get(record.id):
+            _check_ledger(record, trial, source)
+        else:
             self.strange += 1
             self.first_strange = self.first_strange or (record, source)
         self.check_data(record, source)
@@ -208,6 +211,17 @@ class _Examination:
             f"{source}: {self.strange} of {self.seen} records are of no trial of {self.suite}, such as {record.id}: "
             f"the nearest trial differs in {', '.join(nearest)}; name the suite that they are of, give merge the "
             "--set, --seeds, --methods and --models that they were run with, or move them away"
+        )
+
+
+def _check_ledger(record: Record, trial: Trial, source: str) -> None:
+    """Costs are counted again from a record's own layers when it is read; here those are held to the network's."""
+    ours = [(layer.name, layer.macs, layer.weights, layer.pinned) for layer in trial.ledger]
+    theirs = [(row["name"], row["macs"], row["weights"], row["pinned"]) for row in record.result.get("layers") or ()]
+    if theirs and theirs != ours:
+        raise SuiteError(
+            f"{source}: record {record.id} counts other layers, MACs or weights than {trial.model} has: altered, "
+            "or of another version of this program"
         )
 
 

@@ -23,7 +23,7 @@ def execute(options: Options) -> Exit:
     tracker = tracker_for(session, options.tracking_uri, failures.append)
     synced = 0
     for trial in session.plan.trials:
-        if record := session.workspace.records.get(trial.id):
+        if record := session.record(trial.id):
             tracker.finished(trial, record)
             synced += 1
     tracker.close(sorted(session.workspace.report.glob("*.*")))

@@ -53,8 +53,8 @@ Rows = Sequence[tuple[Trial, str]]
 
 def _rows(session: Session) -> Rows:
     """Every trial with its record's status, or that it is to run."""
-    records = session.workspace.records
-    return [(trial, record.status if (record := records.get(trial.id)) else "to run") for trial in session.plan.trials]
+    trials = session.plan.trials
+    return [(trial, record.status if (record := session.record(trial.id)) else "to run") for trial in trials]
 
 
 def _show(session: Session, rows: Rows) -> None:

@@ -12,7 +12,7 @@ from benchmarks.commands.options import Options
 from benchmarks.commands.session import Session, check_writable, fetch_records, open_session
 from benchmarks.messages import SuiteError
 from benchmarks.records.archive import open_records
-from benchmarks.records.record import RecordSource
+from benchmarks.records.record import RecordError, RecordSource
 from benchmarks.suites.spec import digest
 from benchmarks.terminal import command_line, console, warn
 
@@ -61,10 +61,19 @@ def write_report(session: Session, records: RecordSource, *, always: bool = Fals
 def _stamp(session: Session, records: RecordSource) -> str:
     """A digest of what a report shows."""
     trials = session.plan.trials
-    found = {trial.id: record.checksum for trial in trials if (record := records.get(trial.id))}
+    found = {trial.id: _seen(records, trial.id) for trial in trials}
     disputed = sorted(record.checksum for record in records.disputed())
     suite = session.suite.model_dump(mode="json")
     return digest({"suite": suite, "trials": [trial.id for trial in trials], "records": found, "disputed": disputed})
+
+
+def _seen(records: RecordSource, trial_id: str) -> str | None:
+    """What changes where a trial's record does."""
+    try:
+        record = records.get(trial_id)
+    except RecordError as error:
+        return str(error)
+    return record.checksum if record else None
 
 
 def gathered(session: Session, records: RecordSource) -> Comparison:

@@ -38,6 +38,7 @@ def execute(context: typer.Context, options: Options, retry: str | None) -> Exit
         raise SuiteError(unknown("value of --retry", str(retry), ["failed"]))
     session = open_session(options)
     check_writable(options.out)
+    session.set_damaged_aside()
     for warning in session.plan.warnings:
         warn(warning)
     kept = None if options.storage is None else Storage.at(options.storage)
@@ -161,7 +162,7 @@ def compare_images(session: Session) -> None:
 
 def say_amiss(session: Session, lost: dict[str, Outcome]) -> bool:
     """Print what failed or was lost; whether there was any."""
-    records = [session.workspace.records.get(trial.id) for trial in session.plan.trials]
+    records = [session.record(trial.id) for trial in session.plan.trials]
     failed = [record for record in records if record and record.status in ("failed", "over_ceiling")]
     names = {job.key: job.label for job in session.jobs}
     for message, keys in _by_message(lost).items():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from benchmarks.engines.jobs import Job, jobs_of
 from benchmarks.engines.storage import Storage
 from benchmarks.messages import SuiteError, explain_yaml
 from benchmarks.planning import Plan, Trial, plan
+from benchmarks.records.record import Record, RecordError
 from benchmarks.records.workspace import Workspace
 from benchmarks.runtime import Runtime
 from benchmarks.suites.suite import Suite, load_suite, require_fit, select
+from benchmarks.terminal import warn
 
 
 @dataclass
@@ -29,6 +32,8 @@ class Session:
     plan: Plan
     workspace: Workspace
     runtime: Runtime
+    named: set[str] = field(default_factory=set)
+    """Trials of whose records it was said that they cannot be used."""
 
     @property
     def jobs(self) -> list[Job]:
@@ -39,7 +44,22 @@ class Session:
         return {trial.id: trial for trial in self.plan.trials}
 
     def missing(self) -> list[Trial]:
-        return [trial for trial in self.plan.trials if not self.workspace.done(trial.spec)]
+        return [trial for trial in self.plan.trials if self.record(trial.id) is None]
+
+    def record(self, trial_id: str) -> Record | None:
+        """A trial's record, if it has one; one that cannot be used is named, once, and left out."""
+        try:
+            return self.workspace.records.get(trial_id)
+        except RecordError as error:
+            if trial_id not in self.named:
+                warn(str(error))
+            self.named.add(trial_id)
+            return None
+
+    def set_damaged_aside(self, trial_ids: Iterable[str] | None = None) -> None:
+        """Move records that cannot be used out of the way, so that their trials run again; each is named."""
+        for what in self.workspace.records.set_aside(self.trials if trial_ids is None else trial_ids):
+            warn(what)
 
     def placed(self) -> Runtime:
         """How it runs here: on a GPU if the suite asks for one and there is one."""
@@ -62,7 +82,7 @@ class Session:
         failed = [
             trial
             for trial in self.plan.trials
-            if (record := records.get(trial.id)) is not None and record.status == "failed"
+            if (record := self.record(trial.id)) is not None and record.status == "failed"
         ]
         for trial in failed:
             path = records.path(trial.id)

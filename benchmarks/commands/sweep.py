@@ -41,6 +41,7 @@ def _run_each(sessions: Mapping[float, Session], options: Options) -> tuple[bool
     """Whether some trial failed or was lost, and what was lost."""
     amiss, all_lost = False, dict[str, Outcome]()
     for session in sessions.values():
+        session.set_damaged_aside()
         lost = run_missing(session, engine_of(options, session.suite)) if session.missing() else {}
         amiss |= say_amiss(session, lost)
         all_lost |= lost

@@ -24,6 +24,7 @@ def execute(context: typer.Context, options: Options, trial_id: str) -> Exit:
     session = open_session(replace(options, engine="local"))
     chosen = session.find(trial_id)
     check_writable(options.out)
+    session.set_damaged_aside([chosen.id])
     job = next(job for job in session.jobs if job.key == chosen.id)
     if lost := _run(session, job):
         what = "error" if lost.wrong_use else "lost"

@@ -9,7 +9,6 @@ from typing import Protocol
 
 from benchmarks.engines.jobs import Job
 from benchmarks.events import Outcome, Progress
-from benchmarks.messages import SuiteError
 from benchmarks.records.workspace import Workspace
 from benchmarks.runtime import Runtime
 from benchmarks.terminal import warn
@@ -83,7 +82,7 @@ class _Watch:
 
         try:
             fetched = Storage.at(self.storage).fetch([job], self.workspace)
-        except (OSError, SuiteError) as error:
+        except OSError as error:
             return str(error)
         return "" if fetched else f"nor is it at {self.storage}"
 

@@ -26,7 +26,7 @@ class Keeper:
         """What is to be kept: the job, and float starts that are not at the storage."""
 
     def fetch(self) -> None:
-        """Bring the job's result, else what it can go on from. Raises StorageError, or SuiteError for a bad record."""
+        """Bring the job's result, else what it can go on from. Raises StorageError."""
         if self.url is None:
             return
         storage, parts = Storage.at(self.url), self.job.with_starts

@@ -12,10 +12,10 @@ from typing import Any, BinaryIO
 
 from benchmarks.engines.jobs import Job
 from benchmarks.files import write_atomic
-from benchmarks.messages import SuiteError
 from benchmarks.records.record import RecordError, parse_record
 from benchmarks.records.workspace import Workspace
 from benchmarks.seals import is_sealed
+from benchmarks.terminal import warn
 
 
 class StorageError(OSError):
@@ -51,10 +51,10 @@ class Storage:
         return cls(url, files, root.rstrip("/"))
 
     def fetch(self, jobs: Iterable[Job], workspace: Workspace) -> int:
-        """Bring what is there and not here; returns how many. Raises StorageError, or SuiteError for a bad record.
+        """Bring what is there and not here; returns how many. Raises StorageError.
 
-        A record brings its network. A float start that did not get there whole is passed over: it is made here, and
-        `keep` sends it again.
+        A record brings its network. What did not get there whole, or is not what its name says, is passed over: it
+        is made here, and `keep` sends it again.
         """
         self.files.invalidate_cache()  # others write there
         found = 0
@@ -163,16 +163,17 @@ def _checkpoint(job: Job, workspace: Workspace) -> Path:
 
 
 def _is_result(job: Job, content: bytes, there: str) -> bool:
-    """Whether it is the job's float start, or its record; raises SuiteError for a bad record."""
+    """Whether it is the job's float start, or its record; a record that cannot be used is named."""
     if not job.is_trial:
         return _whole(content, there)
     try:
-        record = parse_record(content, there)
+        found = parse_record(content, there).id
+        wrong = None if found == job.key else f"{there}: holds the record of trial {found}"
     except RecordError as error:
-        raise SuiteError(str(error)) from error
-    if record.id != job.key:
-        raise SuiteError(f"{there} holds the record of trial {record.id}; delete it")
-    return True
+        wrong = str(error)
+    if wrong:
+        warn(f"{wrong}; it is left out, and the trial's next record takes its place")
+    return wrong is None
 
 
 def _is_checkpoint(content: bytes, there: str) -> bool:

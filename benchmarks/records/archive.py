@@ -44,7 +44,8 @@ COLUMNS = (
     "checksum",
     "commit",
 )
-"""ceiling and bops: in BOPs, as ceilings count them (edges8). accuracy: on the test images, in 0..1."""
+"""ceiling and bops: in BOPs, as ceilings count them (edges8). accuracy: on the test images, in 0..1. checksum: of what
+was asked and what came out, which alone is alike for every run of a trial."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Archive:
 
     path: Path
     files: Mapping[str, bytes] = field(default_factory=dict)
-    """By `<id>.json` and `disputed/<id>-<checksum>.json`."""
+    """By `<id>.json` and `disputed/<id>-<digest>.json`."""
 
     def get(self, trial_id: str) -> Record | None:
         """The record of a trial, or None if there is none. Raises RecordError for a damaged one."""
@@ -197,7 +198,7 @@ def _row(record: Record) -> list[Any]:
         record.status,
         "" if accuracy is None else f"{accuracy:.6f}",
         cost.get("bops", {}).get("edges8", ""),
-        record.checksum,
+        record.result_digest,
         commit if _COMMIT.fullmatch(commit) else "",
     ]
 

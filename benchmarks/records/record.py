@@ -1,35 +1,40 @@
 """What a trial leaves behind: one JSON file, complete or absent. Free of torch.
 
 A record has `spec` (what was asked), `result` (what came out; bit-identical on the same kind of machine) and
-`observed` (seconds, memory, versions: differs from run to run), with a checksum over the first two.
+`observed` (seconds, memory, versions: differs from run to run). Its result digest is of the first two, which is what
+is compared; its checksum is of everything.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
 from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, NoReturn, Protocol
 
 from benchmarks.files import read_regular, write_text_atomic
-from benchmarks.suites.spec import TrialSpec, canonical_json
+from benchmarks.records.schema import Status, problem
+from benchmarks.suites.spec import TrialSpec, canonical_json, full_digest
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, SCHEMA)
+"""Schema 1 had a checksum of spec and result alone; its records are kept as they are."""
 
 DISPUTED = "disputed"
 
 LARGEST_RECORD = 8 * 2**20
 """Bytes; records of today's suites have 100 kB at most."""
 
-Status = Literal["ok", "refused", "over_ceiling", "failed"]
-STATUSES: tuple[Status, ...] = get_args(Status)
+_HUGE = re.compile(rb"[\[:,\s]-?[0-9]{40}")
+"""The beginning of a whole number that no count comes to; one a little longer is no float any more."""
+_DIGITS = bytes(ord("0") if chr(byte).isdecimal() and byte < 128 else ord(" ") for byte in range(256))
 
 
 class RecordError(Exception):
-    """A record that is truncated, altered, or of another schema; the message names the file and what to do."""
+    """A record that is truncated, altered, unsound or of another schema; the message names the file and what to do."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Record:
     spec: dict[str, Any]
     result: dict[str, Any]
     observed: dict[str, Any]
+    schema: int = SCHEMA
 
     @property
     def status(self) -> Status:
@@ -51,16 +57,25 @@ class Record:
         return TrialSpec.model_validate(self.spec)
 
     @property
+    def result_digest(self) -> str:
+        """SHA-256 of what was asked and what came out: alike for runs that are alike to the bit."""
+        return full_digest({"spec": self.spec, "result": self.result})
+
+    @property
     def checksum(self) -> str:
-        return hashlib.sha256(canonical_json({"spec": self.spec, "result": self.result}).encode()).hexdigest()
+        """SHA-256 of everything in the file, as its schema has it."""
+        return self.result_digest if self.schema == 1 else full_digest(self._parts())
 
     def to_json(self) -> str:
-        body = {"schema": SCHEMA, "id": self.id, "checksum": self.checksum}
-        return json.dumps({**body, "spec": self.spec, "result": self.result, "observed": self.observed}) + "\n"
+        digests = {"result_digest": self.result_digest} if self.schema > 1 else {}
+        return json.dumps({"schema": self.schema, "checksum": self.checksum, **digests, **self._parts()}) + "\n"
+
+    def _parts(self) -> dict[str, Any]:
+        return {"id": self.id, "spec": self.spec, "result": self.result, "observed": self.observed}
 
 
 def read_record(path: Path) -> Record:
-    """Raises RecordError unless the file is a whole, unaltered record of this schema."""
+    """Raises RecordError unless the file is a whole, unaltered and sound record of a schema that is read here."""
     try:
         text = read_regular(path, LARGEST_RECORD)
     except OSError as error:
@@ -71,23 +86,45 @@ def read_record(path: Path) -> Record:
 def parse_record(text: bytes, path: str) -> Record:
     """The record in a file's content; `path` is for messages. Raises RecordError as `read_record`."""
     advice = "move it away and run the suite again"
+    if len(text) > LARGEST_RECORD:
+        raise RecordError(f"{path}: it has more than {LARGEST_RECORD:,} bytes; {advice}")
     try:
-        data = json.loads(text)
+        data = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{path}: truncated or not JSON ({error}); {advice}") from error
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+    if not isinstance(data, dict) or data.get("schema") not in READABLE or isinstance(data["schema"], bool):
         found = data.get("schema") if isinstance(data, dict) else None
-        raise RecordError(f"{path}: record of schema {found}, this version reads {SCHEMA}; {advice}")
+        raise RecordError(f"{path}: record of schema {found!r}, this version reads {READABLE[-1]}; {advice}")
     try:
-        record = Record(data["id"], data["spec"], data["result"], data["observed"])
+        record = Record(data["id"], data["spec"], data["result"], data["observed"], data["schema"])
         if not all(isinstance(part, dict) for part in (record.spec, record.result, record.observed)):
             raise TypeError("spec, result and observed must be objects")
-        intact = record.checksum == data["checksum"] and record.status in STATUSES
-    except (KeyError, TypeError, ValueError) as error:
+        digests = [record.checksum, record.result_digest if record.schema > 1 else None]
+        intact = digests == [data["checksum"], data.get("result_digest")]
+        canonical_json(record.observed)
+        wrong = "a number of forty digits or more" if _has_huge(text) else problem(data)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise RecordError(f"{path}: not a whole record ({error!r}); {advice}") from error
     if not intact:
         raise RecordError(f"{path}: altered after it was written (its checksum does not match); {advice}")
+    if wrong:
+        raise RecordError(f"{path}: not a sound record ({wrong}); {advice}")
     return record
+
+
+def _has_huge(text: bytes) -> bool:
+    return b"0" * 40 in text.translate(_DIGITS) and _HUGE.search(text) is not None  # the first alone is quick
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number of JSON's")
+
+
+def require_sound(spec: TrialSpec, result: dict[str, Any]) -> None:
+    """Raises ValueError for a result that no record can hold: a NaN, what is no JSON, what the schema refuses."""
+    asked = spec.model_dump(mode="json")
+    if wrong := problem({"id": spec.id, "spec": asked, "result": json.loads(canonical_json(result))}, observed=False):
+        raise ValueError(f"a result that no record can hold: {wrong}")
 
 
 def differences(first: Record, second: Record) -> Iterator[tuple[str, str, str]]:
@@ -140,11 +177,27 @@ class Records:
         return record
 
     def put(self, record: Record) -> None:
-        write_text_atomic(self.path(record.id), record.to_json())
+        """Write a record. Raises RecordError for one that nobody could read, with nothing written."""
+        text = record.to_json()
+        parse_record(text.encode(), f"the record of trial {record.id}")
+        write_text_atomic(self.path(record.id), text)
+
+    def set_aside(self, trial_ids: Iterable[str]) -> list[str]:
+        """Move records that cannot be used to `<id>.damaged`, so that their trials run again; returns what to say."""
+        said = []
+        for trial_id in trial_ids:
+            try:
+                self.get(trial_id)
+            except RecordError as error:
+                path = self.path(trial_id)
+                with suppress(FileNotFoundError):  # another run may have done so
+                    path.replace(path.with_suffix(".damaged"))
+                said.append(f"{str(error).rpartition('; ')[0]}; it is now {path.stem}.damaged, its trial runs again")
+        return said
 
     def dispute(self, record: Record) -> None:
         """Keep another result of a trial that has one, beside it."""
-        write_text_atomic(self.folder / DISPUTED / f"{record.id}-{record.checksum[:8]}.json", record.to_json())
+        write_text_atomic(self.folder / DISPUTED / f"{record.id}-{record.result_digest[:8]}.json", record.to_json())
 
     def disputed(self) -> Iterator[Record]:
         """Whole records that `dispute` has kept."""

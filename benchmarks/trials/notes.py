@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.records.record import Status
+from benchmarks.records.schema import Status
 from benchmarks.runtime import Runtime
 from benchmarks.trials.checkpoint import network_digest
 from benchmarks.trials.compute import Account

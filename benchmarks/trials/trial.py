@@ -21,11 +21,12 @@ from benchmarks.data import Dataset
 from benchmarks.data.stream import stream_seed
 from benchmarks.events import Progress
 from benchmarks.ranks import ALONE, Ranks, RanksDifferError, comes
-from benchmarks.records.record import Record, Status
+from benchmarks.records.record import Record, require_sound
 from benchmarks.records.result import cost_of, layer_rows
+from benchmarks.records.schema import Status
 from benchmarks.records.workspace import Workspace
 from benchmarks.runtime import Runtime
-from benchmarks.suites.spec import TrialSpec, canonical_json, full_digest
+from benchmarks.suites.spec import TrialSpec, full_digest
 from benchmarks.trials.checkpoint import (
     Saver,
     discard_checkpoint,
@@ -159,7 +160,7 @@ def _stages(
     if setting.ranks.rank:
         return {}
     result = _examine(trial, searched, model, start)
-    canonical_json(result)  # a NaN, or a report that is no JSON, is the method's fault too
+    require_sound(trial.spec, result)  # a NaN, or a report that is no JSON, is the method's fault too
     return result
 
 

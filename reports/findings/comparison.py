@@ -223,8 +223,10 @@ def gather(plan: Plan, records: RecordSource) -> Comparison:
         ]
         warnings += said
     warnings += [*provenance_warnings(found), *_result_warnings(outcomes)]
-    counted = {record.id: record.checksum for _, record in found}
-    disputed = tuple(other for other in records.disputed() if counted.get(other.id, other.checksum) != other.checksum)
+    counted = {record.id: record.result_digest for _, record in found}
+    disputed = tuple(
+        other for other in records.disputed() if counted.get(other.id, other.result_digest) != other.result_digest
+    )
     if disputed:
         warnings.append(
             f"trials here have two results: {count(len(disputed), 'other one', 'other ones')} shown, not used"
