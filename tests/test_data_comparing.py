@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 from benchmarks.data import comparing, digests
 from benchmarks.data.comparing import changed_error, compared, digests_of, require_unchanged, sampled
-from benchmarks.data.digests import DIGESTS, hash_file, read_digests, write_digests
+from benchmarks.data.digests import DIGESTS, hash_file, read_digests, time_of, write_digests
 from benchmarks.data.folders import DataError
 from benchmarks.data.listing import COPIES, MANIFEST, Listing, read_manifest, scan
 from benchmarks.data.opening import load_dataset
@@ -170,7 +172,8 @@ def test_check_names_what_came_later_and_writes_nothing(tree):
 def test_check_looks_at_copies_where_they_are_named(tree):
     overwrite(tree / "cache-28" / IMAGE, keep_time=True)
     assert cli("prepare", "--data", tree, "--check").code == 0
-    for named in (("--data", tree, "--cache", 28), ("--data", tree, "--to", tree / "cache-28")):
+    small = ("--data", tree, "--set", "data.short_side=28")
+    for named in (("--data", tree, "--cache", 28), ("--data", tree, "--to", tree / "cache-28"), small):
         ran = cli("prepare", *named, "--check")
         assert ran.code == 1
         assert f"changed: {IMAGE}: it holds other bytes" in ran.out
@@ -237,6 +240,11 @@ def test_many_changed_images_are_counted_and_a_few_named():
     assert "8 images in x" in said
     assert said.count("it is gone") == 5
     assert "and 3 more" in said
+
+
+@pytest.mark.parametrize(("time", "kept"), [(2**70, 2**63 - 1), (-(2**70), -(2**63)), (-5, -5)])
+def test_times_that_do_not_fit_are_cut(time, kept):
+    assert time_of(cast("os.stat_result", SimpleNamespace(st_mtime_ns=time))) == kept
 
 
 # The doctor.

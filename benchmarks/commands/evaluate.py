@@ -6,6 +6,7 @@ import torch
 
 from benchmarks.commands.exits import Exit
 from benchmarks.commands.options import Options
+from benchmarks.commands.run import compare_images
 from benchmarks.commands.session import open_session
 from benchmarks.ledgers import ledger_for
 from benchmarks.messages import SuiteError
@@ -31,6 +32,7 @@ def execute(options: Options, trial_id: str) -> Exit:
     record = session.workspace.records.get(chosen.id)
     if record is None or record.status != "ok":
         raise SuiteError(f"trial {chosen.id} ({chosen.label}) has no finished network; run the suite first")
+    compare_images(session)
     try:
         score = rescore(record, session.workspace, session.placed())
     except CheckpointError as error:

@@ -14,7 +14,7 @@ from benchmarks.commands.progress import prepare_images, told
 from benchmarks.commands.session import chosen_suite
 from benchmarks.data.archives import unpack
 from benchmarks.data.comparing import everything
-from benchmarks.data.folders import CACHE, default_folder, find_folder, shown
+from benchmarks.data.folders import CACHE, default_folder, find_folder, images_folder, shown
 from benchmarks.data.listing import PARTS, Listing, advice, left_out_text, read_manifest
 from benchmarks.data.preparing import cache_size, look_through, make_cache, remarks
 from benchmarks.messages import SuiteError
@@ -107,7 +107,7 @@ class Preparation:
             raise SuiteError("--check looks at what is prepared, --archives prepares it: use one after the other")
         folder = find_folder(self.data.dataset, given)
         assert folder is not None
-        place = to or (folder if cache is None else folder / CACHE.format(cache))
+        place = to or (images_folder(folder, self.data.short_side) if cache is None else folder / CACHE.format(cache))
         listing = read_manifest(place)
         with told(self.console) as progress:
             changed = everything(place, listing, progress)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.data.copies import restored
-from benchmarks.data.digests import DIGESTS, THREADS, UNREAD, Digests, hash_file, read_digests, write_digests
+from benchmarks.data.digests import DIGESTS, THREADS, UNREAD, Digests, hash_file, read_digests, time_of, write_digests
 from benchmarks.data.folders import DataError, Warn, images_folder, shown
 from benchmarks.data.listing import MANIFEST, Listing, advice, left_out_of, left_out_text, listing_of, scan
 from benchmarks.suites.spec import DataSpec
@@ -134,9 +134,9 @@ def _look(path: str, size: int, digest: bytes, time: int | None) -> tuple[str | 
         return (None if digest == UNREAD else gone), 0
     if status.st_size != size:
         return f"it has {status.st_size:,} bytes instead of {size:,}", 0
-    if status.st_mtime_ns != time and (now := hash_file(path)) != digest:
+    if time_of(status) != time and (now := hash_file(path)) != digest:
         return "it cannot be read any more" if now == UNREAD else "it holds other bytes", 0
-    return None, status.st_mtime_ns
+    return None, time_of(status)
 
 
 def sampled(folder: Path, listing: Listing, count: int) -> Sampled:

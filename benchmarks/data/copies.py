@@ -32,7 +32,7 @@ def claim(place: Path, source: Path, short_side: int, digest: str) -> None:
     if not same and (held is not None or (place.is_dir() and any(place.iterdir()))):
         raise DataError(
             f"{shown(place)} holds something else than copies of these images as they are now, at this size; "
-            "empty it or name another"
+            "empty it or name another (copies that an earlier version made are made anew, too)"
         )
     write_text_atomic(place / COPIES, json.dumps({**what, "folder": str(source.resolve())}))
 

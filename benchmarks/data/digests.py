@@ -48,6 +48,11 @@ class Digests:
         return hashlib.sha256(self.each).hexdigest()
 
 
+def time_of(status: os.stat_result) -> int:
+    """A file's time of change as it is kept: in nanoseconds since 1970, years beyond 2262 cut to that."""
+    return max(-(2**63), min(status.st_mtime_ns, 2**63 - 1))
+
+
 def hash_file(path: str | Path) -> bytes:
     """SHA-256 of a plain file's bytes; UNREAD for what is none, or cannot be read."""
     if not os.path.isfile(path):  # noqa: PTH113 (reading a pipe would never end)

@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeVar
 from benchmarks.data.comparing import compared, digests_of
 from benchmarks.data.copies import claim, copy_of, require_own_copies, shrunk, write_copy
 from benchmarks.data.decoding import NO_FILE, UnreadableError, check, read_file, reason_of
-from benchmarks.data.digests import Digests, hash_file, write_digests
+from benchmarks.data.digests import Digests, hash_file, time_of, write_digests
 from benchmarks.data.folders import DataError, Warn, shown, to_stderr
 from benchmarks.data.listing import PARTS, Listing, read_manifest, scan, write_manifest
 from benchmarks.stopping import end_with_parent
@@ -74,7 +74,7 @@ def look_through(
 
 def _look(folder: Path, path: str) -> _Look:
     try:
-        time = (folder / path).stat().st_mtime_ns
+        time = time_of((folder / path).stat())
         content = read_file(folder / path)
     except (OSError, UnreadableError) as error:
         return _Look(hash_file(folder / path), 0, NO_FILE if isinstance(error, FileNotFoundError) else reason_of(error))
