@@ -1,4 +1,7 @@
-"""Where the command line writes: results and progress to stdout, warnings and errors to stderr."""
+"""Where the command line writes: results and progress to stdout, warnings and errors to stderr.
+
+Whatever text is printed here is `printable`: a record's message moves no cursor and sets no title.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,18 @@ from typing import Any
 import typer
 from rich.console import Console
 
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+from benchmarks.untrusted import printable
+
+
+class _Printable(Console):
+    """A console whose every text is printable."""
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        super().print(*(printable(each) if isinstance(each, str) else each for each in objects), **how)
+
+
+console = _Printable(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+errors = _Printable(stderr=True, highlight=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:
@@ -44,6 +57,7 @@ def command_line(context: typer.Context, command: str = "", **changed: Any) -> s
 
 def print_columns(rows: Sequence[Sequence[str]]) -> None:
     """Aligned plain text: suites have hundreds of trials, for which rich's tables take a second."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

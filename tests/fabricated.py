@@ -283,7 +283,7 @@ def _observed(trial: Trial) -> dict[str, Any]:
             "processor": "x86_64",
             "threads": 1,
             "device": "cpu",
-            "commit": "101778b",
+            "commit": "101778b" + 33 * "0",
             "dirty": False,
         },
         "data_digest": "d1g1t5",

@@ -19,7 +19,9 @@ from tests.harness import ROOT
 SUPPORT = {"contract", "allocation", "batch_norm", "mixing", "sensitivity"}
 """Modules of methods/ that several methods need; the rest are methods."""
 
-REPORTS_MAY_IMPORT = {f"benchmarks.{name}" for name in ("files", "messages", "planning", "records", "suites")}
+REPORTS_MAY_IMPORT = {
+    f"benchmarks.{name}" for name in ("files", "messages", "planning", "records", "suites", "untrusted")
+}
 ROOMS_MAY_NOT_IMPORT = {
     "reports/numbers/": ("benchmarks", "methods", "reports"),  # arithmetic and how numbers are written: no records
     "reports/findings/": ("reports",),  # what was found, not how it is shown

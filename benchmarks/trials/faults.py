@@ -1,12 +1,16 @@
-"""Which errors are the machine's and which the method's.
+"""Which errors are the machine's and which the method's, and what a record keeps of one.
 
 The machine's leave no record: the trial is lost, and the same command runs it again.
 """
 
 from __future__ import annotations
 
+import re
+import sys
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
@@ -94,3 +98,19 @@ def require_device(device: str, error: Exception) -> None:
     except RuntimeError:
         said = str(error).partition("\n")[0]
         raise DeviceLostError(f"the GPU is lost to this process ({said})") from error
+
+
+def traceback_of(error: BaseException) -> str:
+    """An error's traceback as records keep it: paths relative to the project and to Python's folders, home as `~`."""
+    text = "".join(traceback.format_exception(error))
+    project = Path(__file__).parents[2]
+    for folder in (project, project.resolve(), Path(sys.prefix), Path(sys.base_prefix)):
+        text = _renamed(text, folder, "")
+    with suppress(RuntimeError):  # nobody's home, as in some containers
+        text = _renamed(text, Path.home(), "~/")
+    return text
+
+
+def _renamed(text: str, folder: Path, name: str) -> str:
+    """The text with whole paths into a folder, other than the root, shortened."""
+    return text if folder == Path("/") else re.sub(rf"(?<![\w./-]){re.escape(str(folder))}/", name, text)

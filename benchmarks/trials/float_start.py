@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-import traceback
 from collections.abc import Generator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from benchmarks.trials.checkpoint import (
     save_network,
 )
 from benchmarks.trials.evaluation import evaluate, recalibrate_bn
-from benchmarks.trials.faults import machine_s_fault, resuming
+from benchmarks.trials.faults import machine_s_fault, resuming, traceback_of
 from benchmarks.trials.harness import Harness
 from benchmarks.trials.training import Loop, WeightTraining
 
@@ -156,7 +155,7 @@ def _made(
         if ranks.rank and not comes(failure.exists):
             raise RanksDifferError(f"rank {ranks.rank}: {error}") from error
         what = f"its float network cannot be trained ({type(error).__name__}: {error})"
-        failed = StartFailedError(what, traceback.format_exc())
+        failed = StartFailedError(what, traceback_of(error))
         if not ranks.rank:
             write_text_atomic(failure, json.dumps({"message": what, "trace": failed.trace}))
             discard_checkpoint(path)

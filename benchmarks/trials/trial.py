@@ -8,7 +8,6 @@ curves; metrics (accuracies in 0..1); search (the method's own report); audit; n
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
@@ -37,7 +36,7 @@ from benchmarks.trials.checkpoint import (
 )
 from benchmarks.trials.compute import Account, ForwardMeter
 from benchmarks.trials.environment import configure_torch, require_compiler
-from benchmarks.trials.faults import machine_s_fault, resuming
+from benchmarks.trials.faults import machine_s_fault, resuming, traceback_of
 from benchmarks.trials.float_start import Start, StartFailedError, float_start, teacher_network
 from benchmarks.trials.harness import Harness
 from benchmarks.trials.judging import CeilingExceededError, best_of, check_policy, judge, validate
@@ -77,7 +76,7 @@ def run(
             raise
         if ranks.rank and not comes(lambda: workspace.done(spec)):  # else the first failed alike, and said so
             raise RanksDifferError(f"rank {ranks.rank}: {error}") from error
-        trace = error.trace if isinstance(error, StartFailedError) else traceback.format_exc()
+        trace = error.trace if isinstance(error, StartFailedError) else traceback_of(error)
         result = notes.outcome(_status_of(error), error)
     if ranks.rank:
         return

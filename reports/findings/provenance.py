@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.planning import Plan, Trial
 from benchmarks.records.record import Record, RecordSource
 from benchmarks.suites.spec import PROTOCOL, canonical_json
+from benchmarks.untrusted import COMMIT
 
 Found = Sequence[tuple[Trial, Record]]
 
@@ -121,7 +122,9 @@ def environments(records: Iterable[Record]) -> list[tuple[str, list[tuple[str, i
 
 
 def commits_of(records: Iterable[Record]) -> list[str]:
-    return sorted({str(commit) for record in records if (commit := _environment(record).get("commit"))})
+    """The commits that records name; whatever is not forty hexadecimal digits is no commit."""
+    named = {str(_environment(record).get("commit")) for record in records}
+    return sorted(name for name in named if COMMIT.fullmatch(name))
 
 
 def _environment(record: Record) -> Mapping[str, Any]:

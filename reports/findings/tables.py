@@ -1,4 +1,7 @@
-"""The summary as Markdown, LaTeX and CSV. Names are escaped: a row may be called `<b>` or `a|b`."""
+"""Tables as values, the summary as one, and the one place each where text is escaped for Markdown, LaTeX and CSV.
+
+Any text may hold anything: a row may be called `<b>` or `a|b`, and a record may come from a stranger.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.untrusted import csv_cell, printable
 from reports.findings.comparison import Comparison
 from reports.findings.summary import Summary
 from reports.numbers.display import NOTHING, count, gbops, interval, paired, percent, unbroken
@@ -179,23 +183,19 @@ def write_csv(header: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     file = io.StringIO()
     writer = csv.DictWriter(file, header, lineterminator="\n", extrasaction="raise")
     writer.writeheader()
-    writer.writerows({key: _field(value) for key, value in row.items()} for row in rows)
+    writer.writerows({key: csv_cell(value) for key, value in row.items()} for row in rows)
     return file.getvalue()
 
 
-def _field(value: Any) -> Any:
-    """Text that a spreadsheet would run as a formula gets a quote before it."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
-
-
 def escape_markdown(text: str) -> str:
-    r"""Text that Markdown shows as it is, on one line.
+    r"""Text that Markdown shows as it is, on one line: no markup, no HTML, no link of its own.
 
     >>> escape_markdown("<b>|*a*")
     '&lt;b&gt;\\|\\*a\\*'
     """
-    flat = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]#|!~$])", r"\\\1", flat).replace("://", ":&#47;/")
+    flat = " ".join(printable(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    escaped = re.sub(r"([\\`*_{}\[\]#|!~$])", r"\\\1", flat)
+    return re.sub("(www)[.]", r"\1&#46;", escaped.replace("://", ":&#47;/").replace("@", "&#64;"), flags=re.IGNORECASE)
 
 
 _LATEX = {
@@ -224,7 +224,7 @@ def escape_latex(text: str) -> str:
     >>> escape_latex("100 %_x 方")
     '100 \\%\\_x U+65B9'
     """
-    return "".join(map(_latex_character, " ".join(text.split())))
+    return "".join(map(_latex_character, " ".join(printable(text).split())))
 
 
 def _latex_character(character: str) -> str:

@@ -16,6 +16,7 @@ from reports.findings import account, across, agreement, costs, disputes, fronts
 from reports.findings.comparison import Comparison
 from reports.findings.strips import strips_of
 from reports.findings.summary import Summary
+from reports.numbers.display import count
 from reports.page.bars import bars_of, colours_of
 from reports.page.blocks import (
     FEW,
@@ -318,9 +319,12 @@ def _environment(material: Material) -> Section:
 
 
 def _reproduce(material: Material) -> Section:
-    commits = provenance.commits_of(_records(material))
+    records = _records(material)
+    commits = provenance.commits_of(records)
     checkout = f"git checkout {commits[0]}\n" if len(commits) == 1 else ""
     several = f" The records come from several commits: {', '.join(commits)}." if len(commits) > 1 else ""
+    if unnamed := sum(not provenance.commits_of([record]) for record in records):
+        several += f" Of {unnamed} of {count(len(records), 'record')} the commit is not known."
     resolved = json.dumps(material.suite.model_dump(mode="json"), indent=1, ensure_ascii=False)
     return Section(
         "reproduce",

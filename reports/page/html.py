@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from benchmarks.untrusted import printable
 from reports.findings.account import ACCOUNT_WORDS
 from reports.findings.strips import COLOURS
 from reports.page.blocks import FEW, Content, Figure
@@ -32,6 +33,7 @@ def render(content: Content, pictures: Mapping[str, bytes]) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_shown,
     )
     script = (folder / "page.js").read_text(encoding="utf-8")
     shown = [f"{block.name}.png" for block in content.blocks() if isinstance(block, Figure)]
@@ -47,6 +49,11 @@ def render(content: Content, pictures: Mapping[str, bytes]) -> str:
         colours=COLOURS,
         frame={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
     )
+
+
+def _shown(value: Any) -> Any:
+    """What stands where the template names a value; text that is HTML already is ours."""
+    return printable(value) if type(value) is str else value
 
 
 def _embedded(png: bytes) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 
+from benchmarks.untrusted import printable
 from reports.findings.tables import escape_markdown, markdown
 from reports.page.blocks import (
     Block,
@@ -61,12 +62,13 @@ def _block(block: Block) -> str:
 
 def _fold(title: str, inside: str, begins_open: bool) -> str:
     """Raw HTML, in which Markdown's own escapes would show; blank lines end it, so a title is one line."""
-    summary = html.escape(" ".join(title.split()))
+    summary = html.escape(" ".join(printable(title).split()))
     return f"<details{' open' if begins_open else ''}><summary>{summary}</summary>\n\n{inside}\n\n</details>"
 
 
 def _preformatted(text: str) -> str:
     """Lines between fences; as escaped HTML where a fence could be left, or what is in it be taken for tags."""
-    if re.search("[<>`~]", text):
-        return f"<pre>{html.escape(text.rstrip(), quote=False)}</pre>"
-    return f"```\n{text.rstrip()}\n```"
+    lines = printable(text).rstrip()
+    if re.search("[<>`~]", lines):
+        return f"<pre>{html.escape(lines, quote=False).replace('`', '&#96;').replace('~', '&#126;')}</pre>"
+    return f"```\n{lines}\n```"
