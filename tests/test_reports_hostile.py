@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from benchmarks.planning import Plan, Trial
+from benchmarks.records.archive import table
 from benchmarks.records.record import Records
 from reports.build import build_report
 from reports.findings.comparison import gather
@@ -202,3 +203,11 @@ def test_only_a_commit_is_checked_out(tmp_path, commit, named):
     command, said, _ = section.blocks
     assert command.text == f"git checkout {commit}\n" * named + "python runner.py --suite PATH/TO/REPORT/suite.yaml"
     assert ("the commit is not known" in said.text) != named
+
+
+def test_the_table_beside_an_archive_runs_nothing_either(tmp_path):
+    plan, records = compared(tmp_path, HOSTILE)
+    record = next(iter(records))
+    method = {**record.spec["method"], "name": " =1+1\x1b[2J"}
+    (row,) = csv.DictReader(io.StringIO(table([replace(record, spec={**record.spec, "method": method})])))
+    assert (row["method"], row["commit"]) == ("' =1+1", "")

@@ -23,11 +23,11 @@ from benchmarks.files import write_atomic, write_text_atomic
 from benchmarks.records.members import ArchiveError, Member, members
 from benchmarks.records.record import DISPUTED, Record, RecordError, Records, RecordSource, parse_record
 from benchmarks.suites.spec import canonical_json
+from benchmarks.untrusted import COMMIT, csv_cell
 
 SUFFIX = ".tar.xz"
 _FORMAT = tarfile.USTAR_FORMAT
 _PART = re.compile(r"(?P<name>.+)\.part-(?P<number>[1-9][0-9]*)\.tar\.xz")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 COLUMNS = (
     "id",
@@ -178,7 +178,7 @@ def table(records: Iterable[Record]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows(_row(record) for record in sorted(records, key=_order))
+    writer.writerows(map(csv_cell, _row(record)) for record in sorted(records, key=_order))
     return text.getvalue()
 
 
@@ -199,7 +199,7 @@ def _row(record: Record) -> list[Any]:
         "" if accuracy is None else f"{accuracy:.6f}",
         cost.get("bops", {}).get("edges8", ""),
         record.result_digest,
-        commit if _COMMIT.fullmatch(commit) else "",
+        commit if COMMIT.fullmatch(commit) else "",
     ]
 
 
