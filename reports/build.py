@@ -39,7 +39,7 @@ class Report:
 
 
 MAY_LACK = ("agreement.csv", "attainment.pdf", "attainment.png")
-"""Files that a report may have nothing for."""
+"""Files that are left out when there is nothing to put in them."""
 
 
 def build_report(plan: Plan, records: RecordSource, out: Path) -> Report:
@@ -49,8 +49,7 @@ def build_report(plan: Plan, records: RecordSource, out: Path) -> Report:
     row per layer of a trial), account.csv (a row per phase of a trial), agreement.csv (a row per layer of a cell with
     several policies), references.bib, table.tex, figures (pareto, profile, attainment, curves, bits, each .pdf and
     .png), report.md, index.html. Those of MAY_LACK are written only with something in them, else removed. The same plan
-    and records give the same bytes. Raises ComparisonError where records of several protocols or data sets would stand
-    in one table.
+    and records give the same bytes. Raises ComparisonError for records of several protocols or data sets.
     """
     comparison = gather(plan, records)
     paths = []

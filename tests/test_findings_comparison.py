@@ -265,11 +265,9 @@ def test_records_of_another_protocol_are_told_from_records_that_are_not_there(tm
     records.put(replace(old, id=digest(spec), spec=spec))
     comparison = gather(plan, records)
     reasons = {outcome.trial.row: (outcome.state, outcome.reason) for outcome in comparison.outcomes}
-    assert reasons["hawq"] == ("missing", "there is one of protocol 0, this version is 1")
+    assert reasons["hawq"] == ("missing", "there is only a record of protocol 0; this version is 1")
     assert reasons["uniform-lsq"] == ("missing", "no record yet")
-    assert comparison.warnings == (
-        "records of protocol 0 are there, 1 of them; this version is 1 and does not use them",
-    )
+    assert comparison.warnings == ("1 record of protocol 0 not used: this version is 1",)
 
 
 def test_records_of_another_version_of_a_method_are_told_from_records_that_are_not_there(tmp_path):
@@ -283,11 +281,9 @@ def test_records_of_another_version_of_a_method_are_told_from_records_that_are_n
     comparison = gather(plan, records)
     reasons = {outcome.trial.row: outcome.reason for outcome in comparison.outcomes if outcome.state == "missing"}
     now = plan.trials[1].spec.method.version
-    assert reasons["hawq"] == f"there is one of hawq's version 0, this version is {now}"
+    assert reasons["hawq"] == f"there is only a record of hawq's version 0; this version is {now}"
     assert reasons["uniform-lsq"] == "no record yet"
-    assert comparison.warnings == (
-        f"records of hawq's version 0 are there, 1 of them; this version is {now} and does not use them",
-    )
+    assert comparison.warnings == (f"1 record of hawq's version 0 not used: this version is {now}",)
 
 
 def test_data_digests_do_not_mix():

@@ -206,7 +206,7 @@ def test_only_a_commit_is_checked_out(tmp_path, commit, named):
 
 
 def test_the_table_beside_an_archive_runs_nothing_either(tmp_path):
-    plan, records = compared(tmp_path, HOSTILE)
+    _, records = compared(tmp_path, HOSTILE)
     record = next(iter(records))
     method = {**record.spec["method"], "name": " =1+1\x1b[2J"}
     (row,) = csv.DictReader(io.StringIO(table([replace(record, spec={**record.spec, "method": method})])))

@@ -22,7 +22,7 @@ _POINTS = 200
 def attainment_figure(comparison: Comparison) -> Figure:
     """A panel per network; rows with several ceilings and no run missing. Line: median seed; band: lowest to highest.
 
-    Failed runs are at 0 and off the lower edge: the axis would else be all of it.
+    Failed runs are at 0, below the lower edge: they would compress all others.
     """
     found = {model: shown for model in comparison.models if (shown := curves(comparison, model))}
     with rc_context(STYLE):

@@ -17,7 +17,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.2)), (0, (1.5, 1)), (0, (5, 1.2, 1.2, 1.2)), (0, (8, 1.5, 2, 1.5, 2, 1.5)))
 MARKS_ON_A_LINE = 5
 DODGE = 4.5
-"""Points of paper between marks that would else cover each other."""
+"""Least distance, in points, between neighbouring marks that would otherwise cover each other."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Mark:
 
     bops and accuracy are means over the trials that are ok, accuracy and bar in 0..1. on_front: non-dominated among
     rows with enough seeds. lacking: `1 of 5` where not every trial is ok; bar: None where trials failed or are over
-    the ceiling, as those that survived are no sample of the row.
+    the ceiling, as those that survived are not a fair sample of the row.
     """
 
     row: str
@@ -76,14 +76,14 @@ def _point(summary: Summary) -> Point:
 
 
 def enough(summary: Summary) -> bool:
-    """Whether the cell may be held against others: all trials ok, on enough seeds."""
+    """Whether the cell may be compared with others: all trials ok, on enough seeds."""
     return summary.cell.complete and summary.accuracy is not None and summary.accuracy.n >= ENOUGH_SEEDS
 
 
 def dodge(places: Sequence[float]) -> list[float]:
     """Where marks are drawn so that none covers another: DODGE apart, in points of paper along the axis from its start.
 
-    A mark moves to the left alone, or a ceiling would seem exceeded, and passes none that costs less. Where the axis
+    Marks move only to the left, or a ceiling would seem exceeded, and never past a mark that costs less. Where the axis
     has no room, marks stand closer.
 
     >>> dodge([100.0, 200.0, 101.0])
@@ -106,7 +106,7 @@ def marker(row: int) -> dict[str, Any]:
 
 
 def line(row: int, points: int) -> dict[str, Any]:
-    """A row's look as a line through so many points: its marker here and there, elsewhere than the next row's."""
+    """The style of a row's line through `points` points: a marker on a few of them, not those of the next row."""
     every = max(1, points // MARKS_ON_A_LINE)
     look = marker(row)
     look |= {"markersize": 0.75 * look["markersize"], "markeredgewidth": 0.4}

@@ -38,10 +38,10 @@ MOVED = "(crowded marks moved left; true GBOPs: ticks)"
 FLOAT_START, FLOAT_CONTROL = "float start (pretrained)", "float control (fine-tuned)"
 
 LOG_FROM = 4.0
-"""Dearest over cheapest point from which the BOPs axis is logarithmic."""
+"""Ratio of the largest to the smallest BOPs from which the axis is logarithmic."""
 
 PANEL_POINTS = 190.0
-"""Length of a panel's x-axis in points, at the least."""
+"""Least length of a panel's x-axis, in points."""
 
 
 def pareto_figure(comparison: Comparison, summaries: Sequence[Summary]) -> Figure:
@@ -140,7 +140,7 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _ceilings(axes: Axes, summaries: Sequence[Summary]) -> None:
-    """A hairline where each ceiling lies, named at its head."""
+    """A thin vertical line at each ceiling, with its name above it."""
     names: dict[float, list[str]] = {}
     for summary in summaries:
         if bops := summary.cell.outcomes[0].trial.spec.ceiling_bops:
@@ -149,7 +149,7 @@ def _ceilings(axes: Axes, summaries: Sequence[Summary]) -> None:
                 named.append(summary.cell.ceiling)
     ends = [-1.0, -1.0]  # where the labels of the lower and of the upper line end, in shares of the axis
     for gbops, share in sorted(zip(names, _along(axes, list(names)), strict=True)):
-        if not 0 <= share <= 1:  # far above what any row costs: its name would take the panel's room
+        if not 0 <= share <= 1:  # far above what any row costs: outside the panel
             continue
         axes.axvline(gbops, color="#c9c9c9", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0.5)
         own = [
@@ -178,7 +178,7 @@ def _float_lines(axes: Axes, comparison: Comparison, model: str) -> list[float]:
 
 
 def _draw_front(axes: Axes, xs: Sequence[float], marks: Sequence[Mark]) -> None:
-    """Steps through the marks as they are drawn, to the dearest of all."""
+    """A staircase through the front's marks where they are drawn, as far as the most expensive mark."""
     kept = sorted((x, 100 * mark.accuracy) for x, mark in zip(xs, marks, strict=True) if mark.on_front)
     if kept:
         kept.append((max(xs), kept[-1][1]))
@@ -201,7 +201,7 @@ def _at(axes: Axes, shares: Sequence[float]) -> list[float]:
 
 
 def _draw(axes: Axes, x: float, mark: Mark, row: int) -> None:
-    """The mark, its bar, and a thread to the ceiling that it leaves unused, at x; a tick at the foot at its BOPs."""
+    """The mark at x, its bar, a dotted line to its ceiling if that is not used up, and a tick at its true BOPs."""
     look, solid, order = marker(row), mark.seeds > 1, 1.8 if mark.lacking else 2
     y, ceiling = 100 * mark.accuracy, mark.ceiling_bops / 1e9
     if mark.bar:
@@ -233,13 +233,13 @@ def _quantized_rows(comparison: Comparison) -> list[str]:
 
 
 def _legend_columns(comparison: Comparison, columns: int) -> int:
-    """Two for each column of panels, or as many as fit."""
+    """The legend's columns: two for each column of panels, or as many as fit."""
     labels = [*map(plain, _quantized_rows(comparison)), FLOAT_START, FLOAT_CONTROL]
     return min(2 * columns, legend_columns(labels, TEXT_WIDTH if columns > 1 else COLUMN_WIDTH))
 
 
 def _legend_height(comparison: Comparison, columns: int) -> float:
-    """Inches that the legend needs, 0.155 a line."""
+    """Height of the legend in inches, 0.155 per line."""
     return 0.155 * math.ceil((len(_quantized_rows(comparison)) + 2) / _legend_columns(comparison, columns))
 
 

@@ -17,7 +17,7 @@ from reports.numbers.resampling import profile
 
 _POINTS = 400
 _LOST_ENOUGH = 0.5
-"""Scores below this (a failed run is about -0.9) are off the left edge: the axis would else be all of it."""
+"""Scores below this (a failed run is about -0.9) lie beyond the left edge: they would compress all others."""
 
 
 def profile_figure(comparison: Comparison, rows: Sequence[RowScores]) -> Figure:

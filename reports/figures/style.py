@@ -14,13 +14,13 @@ START: dict[str, Any] = {"color": "#8a8a8a", "linewidth": 1.2, "linestyle": (0, 
 CONTROL: dict[str, Any] = {"color": "#333333", "linewidth": 1.2, "linestyle": (0, (6, 1.5, 1, 1.5))}
 
 HANDLE = 3.0
-"""Length of a legend's sample in em: dashes show."""
+"""Length of a legend's sample line in em, enough to show its dashes."""
 
 COLUMN_WIDTH, TEXT_WIDTH = 3.4, 7.0
 """Inches: one column and the whole width of a two-column paper."""
 
 CHARACTERS = 20
-"""Of a caption, that fit on an inch."""
+"""Characters of a caption that fit on one inch."""
 
 STYLE: dict[Any, Any] = {
     "font.size": 7.5,
@@ -52,7 +52,7 @@ def save(figure: Figure, file: BinaryIO, form: str, dpi: int = 180) -> None:
     )
     with rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # names in scripts the font lacks
-        if engine := figure.get_layout_engine():  # the layout costs most of the time: once for every file
+        if engine := figure.get_layout_engine():  # the layout takes most of the time: done once for all files
             figure.set_dpi(dpi)  # letters are as wide as they will be
             engine.execute(figure)
             figure.set_layout_engine("none")

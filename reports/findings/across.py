@@ -1,4 +1,4 @@
-"""What holds over all networks and ceilings at once: scores of rows, and the pairs of rows that a suite sets beside."""
+"""What holds over all networks and ceilings at once: scores of rows, and the pairs of rows that a suite compares."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class RowScores:
 
     @property
     def seeds(self) -> int:
-        """Of the network that has fewest."""
+        """How many seeds the network with the fewest has."""
         return min(len(values) for values in self.scores.values())
 
     @property
@@ -81,7 +81,7 @@ class RowScores:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows set against each other. difference: over blocks; p, adjusted: None where nothing may be said.
+    """Two rows compared. difference: over blocks; p, adjusted: None where nothing may be said.
 
     family: how many pairs Holm's correction is for.
     """
@@ -99,7 +99,7 @@ class Pair:
 
     @property
     def showable(self) -> bool:
-        """Whether Holm lets the smallest p there can be through, 2 / 2^blocks times the number of pairs."""
+        """Whether the smallest p there can be, 2 / 2^blocks, times the number of pairs does not exceed the level."""
         return self.difference is not None and self.family * 2.0 ** (1 - self.difference.n) <= LEVEL
 
     @property
@@ -156,7 +156,7 @@ def _accuracy(cell: Cell, seed: int) -> float:
 
 
 def pairs(comparison: Comparison, rows: list[RowScores]) -> list[Pair]:
-    """The pairs that the suite sets against each other. Holm counts those without a p, and those cut away, as p = 1."""
+    """The pairs that the suite compares. Holm counts those without a p, and those cut away, as p = 1."""
     by_name, suite = {row.row: row for row in rows}, comparison.plan.suite
     found = [_pair(by_name[ours], by_name[theirs]) for ours, theirs in suite.contrasts]
     ps = [1.0 if pair.p is None else pair.p for pair in found] + [1.0] * suite.cut_pairs

@@ -135,12 +135,12 @@ class Cell:
 
     @cached_property
     def starts(self) -> dict[int, frozenset[str]]:
-        """Seed -> digests of the float weights that its ok trials started from, one if all is well."""
+        """Seed -> digests of the float weights that its ok trials started from; more than one is a fault."""
         digests = {(o.trial.spec.seed, o.observed.get("weights_digest")) for o in self.ok}
         return {seed: frozenset(str(own) for of, own in digests if of == seed and own) for seed, _ in digests}
 
     def paired_with(self, other: Cell) -> list[int]:
-        """Seeds that both have, from the same float weights as far as these are known."""
+        """Seeds of both cells that started from the same float weights, as far as these are known."""
         known = ((seed, own, other.starts[seed]) for seed, own in self.starts.items() if seed in other.starts)
         return sorted(seed for seed, ours, theirs in known if not ours or not theirs or ours == theirs)
 

@@ -9,8 +9,8 @@ from reports.findings.comparison import Comparison
 from reports.findings.tables import Row, Table
 
 READING = (
-    "The result that was there first counts, here and in every table; the other lies in the folder `disputed` of the "
-    "records. To have the other count, move it over the first."
+    "The result that was recorded first is used, here and in every table; the other lies in the folder disputed of "
+    "the records. To use the other, move it over the first."
 )
 
 

@@ -44,7 +44,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Spending:
-    """What one row spent on one network. shown: recalibration and evaluation, timed as one and charged to nobody."""
+    """What one row spent on one network. shown: recalibration and evaluation, timed together and not charged."""
 
     model: str
     row: str
@@ -102,7 +102,7 @@ def _phase(name: str, found: Sequence[tuple[Outcome, Account]]) -> Phase:
 
 
 def _seconds(outcome: Outcome, entry: Entry) -> float | None:
-    """Of a phase; of evaluation those of the recalibration before it are part."""
+    """Seconds of a phase; those of evaluation include the recalibration before it."""
     if entry.name == EVALUATION:
         return _part_seconds(outcome, EVALUATION)
     by_phase: Mapping[str, float] = outcome.observed.get("phase_seconds") or {}

@@ -13,7 +13,7 @@ from reports.numbers.display import count
 from reports.numbers.statistics import CONFIDENCE
 
 POWER = 0.8
-"""Four times in five."""
+"""Chance, by default, with which a gap that is there shall be shown."""
 MOST_SEEDS = 10_000
 
 
@@ -37,7 +37,7 @@ def power_of(gap: float, deviation: float, seeds: int, confidence: float = CONFI
 
 
 def _below(value: float, freedom: int, shift: float) -> float:
-    """P(T < value) for T noncentral t; scipy gives NaN far out in the tail, where it is nothing."""
+    """P(T < value) for T noncentral t; scipy gives NaN far out in the tail, where it is 0."""
     share = float(nctdtr(freedom, shift, value))
     return 0.0 if math.isnan(share) else share
 

@@ -1,4 +1,4 @@
-"""Where records come from: what keeps them from one table, and what only deserves a warning."""
+"""Where records come from: what forbids to compare them, and what only deserves a warning."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Found = Sequence[tuple[Trial, Record]]
 
 
 class ComparisonError(Exception):
-    """Records that cannot stand in one table: other protocols, or other data."""
+    """Records that cannot be compared: of other protocols, or from other data."""
 
 
 def older_records(plan: Plan, records: RecordSource) -> tuple[dict[str, str], list[str]]:
@@ -36,9 +36,9 @@ def older_records(plan: Plan, records: RecordSource) -> tuple[dict[str, str], li
             continue
         counted[there, here] += 1
         if trial is not None:
-            reasons[trial.id] = f"there is one of {there}, this version is {here}"
+            reasons[trial.id] = f"there is only a record of {there}; this version is {here}"
     warnings = [
-        f"records of {there} are there, {number} of them; this version is {here} and does not use them"
+        f"{number} record{'s' if number > 1 else ''} of {there} not used: this version is {here}"
         for (there, here), number in sorted(counted.items())
     ]
     return reasons, warnings
@@ -93,7 +93,7 @@ def provenance_warnings(found: Found) -> list[str]:
 
 
 def _path(environment: Mapping[str, Any]) -> str | None:
-    """What quantized; records from before there was a choice do not say."""
+    """Which quantizer ran; older records, from when there was only one, do not say."""
     path = environment.get("quantizer")
     return f"{path}, compiled" if path and environment.get("compile") else path
 

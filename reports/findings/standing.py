@@ -36,7 +36,7 @@ def standing(comparison: Comparison, summaries: Sequence[Summary]) -> str:
     if tests == 0:
         return "No row has enough seeds in common with uniform LSQ: nothing here is called a difference."
     return (
-        f"{display.count(tests, 'paired difference')} to uniform LSQ held against zero at 95 %, one by one and not "
+        f"{display.count(tests, 'paired difference')} to uniform LSQ tested against zero at 95 %, one by one and not "
         f"corrected for their number: about {tests * 0.05:.1f} of them would be called a difference if there were none."
     )
 
@@ -64,7 +64,7 @@ def environments_table(records: Iterable[Record]) -> Table:
 
 
 def audit_line(comparison: Comparison) -> str:
-    """What the audits found: every tensor's codes against the bits promised for it."""
+    """What the audits found: whether every tensor's codes fit into the bits of its layer."""
     audits = [row for outcome in comparison.outcomes if outcome.ok for row in outcome.result.get("audit") or ()]
     if not audits:
         return "No audit of codes is recorded."

@@ -11,7 +11,7 @@ from reports.findings.comparison import Comparison, Outcome
 from reports.numbers.display import scaled
 
 COLOURS = ("#f4f7fb", "#dfeaf5", "#c3daee", "#9cc4e4", "#6aaad6", "#3f88bf", "#22659f", "#0b3f70")
-"""1 to 8 bits: one hue whose lightness alone tells the width."""
+"""1 to 8 bits: one hue, darker for more bits."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Strip:
 
     @property
     def spoken(self) -> str:
-        """The strip for those who cannot see it: how many layers have which bits."""
+        """The strip in words, for a screen reader: how many layers have which bits."""
         counts: dict[str, int] = {}
         for tile in self.tiles:
             key = f"w{tile.weight}a{tile.activation}"
@@ -61,7 +61,7 @@ def strip_of(outcome: Outcome) -> Strip | None:
 
 
 def strip_id(trial: Trial) -> str:
-    """Where on the page a trial's strip is."""
+    """The anchor of a trial's strip on the page."""
     return f"strip-{trial.id}"
 
 

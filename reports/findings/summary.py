@@ -22,7 +22,7 @@ Call = Literal["higher", "lower", ""]
 class Verdict:
     """text: what the table says; call: the difference to the baseline, where one may be called.
 
-    tested: whether the difference was held against zero.
+    tested: whether the difference was tested against zero.
     """
 
     text: str
@@ -85,7 +85,7 @@ def _summary(comparison: Comparison, cell: Cell) -> Summary:
 
 
 def _difference(cell: Cell, reference: Cell | None) -> Mean | None:
-    """None also where trials of either failed or are over the ceiling: what is left of them would flatter."""
+    """None also where trials of either failed or are over the ceiling: those that survived are not a fair sample."""
     if reference is None or reference is cell or cell.worst or reference.worst:
         return None
     paired = {seed: cell.accuracies[seed] for seed in cell.paired_with(reference)}
@@ -153,7 +153,7 @@ def _notes(cell: Cell) -> Iterator[str]:
 
 
 def _traces(cell: Cell) -> Iterator[tuple[float, float]]:
-    """Mean and standard error of each Hessian trace that its trials weighed layers by (methods.hawq)."""
+    """Mean and standard error of each Hessian trace that its trials ranked layers by (methods.hawq)."""
     for outcome in cell.ok:
         for kind in ("weight_traces", "input_traces"):
             for trace in outcome.search.get(kind, {}).values():
@@ -161,5 +161,5 @@ def _traces(cell: Cell) -> Iterator[tuple[float, float]]:
 
 
 def comparisons_called(summaries: tuple[Summary, ...]) -> int:
-    """How many paired differences are held against zero: the number of chances to be wrong."""
+    """How many paired differences are tested against zero: the number of chances to be wrong."""
     return sum(summary.verdict.tested for summary in summaries)

@@ -126,7 +126,7 @@ def _start_row(comparison: Comparison, model: str) -> list[Row]:
 
 
 def beside_table(summaries: Sequence[Summary]) -> Table:
-    """Means over seeds of what some suites measure beside the test accuracy; nothing is ranked by it."""
+    """Means over seeds of what some suites measure in addition to the test accuracy; nothing is ranked by it."""
     header = ("Network", "Ceiling", "Method", "Best validation on the way, %", "Test top-5, %")
     rows = []
     for cell in (summary.cell for summary in summaries):

@@ -1,4 +1,4 @@
-"""The compute account as stacked bars: what each phase took of each row's grant, and the teacher of them all."""
+"""The compute account as stacked bars: the share of its grant that each row spent on each phase, and on the teacher."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Bar:
 
 
 def bars_of(comparison: Comparison) -> list[Bar]:
-    """A bar per network and row; a full one is the grant, or the largest spending where searches are free."""
+    """A bar per network and row; a full bar is the grant or, where searches are free, the largest spending."""
     found = [(spending, _stretches(spending)) for spending in spendings(comparison)]
     longest = max((math.fsum(stretches.values()) for _, stretches in found), default=0.0)
     colours = colours_of(comparison)

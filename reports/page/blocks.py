@@ -15,9 +15,9 @@ PAGE_ONLY = {
     "sorting": "tables are sorted by a click on a column's head",
     "filter": "the tables of results are filtered by words",
     "explorer": "every trial is a point in a figure that shows its bits per layer under the cursor",
-    "strips": "every trial's bits per layer are drawn, where the file shows the first trial of each cell",
-    "bars": "the compute account is drawn as bars, besides the table",
-    "searches": "what each method reports of its own search is unfolded, which the records hold too",
+    "strips": "the bits per layer of every trial are drawn; the file shows the first trial of each cell",
+    "bars": "the compute account is drawn as bars, in addition to the table",
+    "searches": "what each method reports of its own search can be unfolded; the records hold it as well",
 }
 """All that the page has and the Markdown file lacks: views by name, in words."""
 

@@ -244,7 +244,7 @@ def _compute(material: Material) -> Section:
         Prose(
             "Every trial is granted the same compute, measured in MACs and written in recipe epochs: one epoch is one "
             f"pass of this suite's fine-tuning over the training images. {charged} Evaluation, recalibration and float "
-            "pretraining are shown, not charged. Elementwise work has no MACs, so time stands beside."
+            "pretraining are shown, not charged. Elementwise work has no MACs, so time is shown as well."
         ),
         *_phases(material.comparison),
         *_accounts(material.comparison),
@@ -272,7 +272,7 @@ def _phases(comparison: Comparison) -> list[Block]:
         Grid(phases.starts_table(comparison)),
         Prose(
             "Each float start is trained once, whichever trials share it; its epochs are passes over the training "
-            "images, its time that of the machine that trained it.",
+            "images, its time is that of the machine that trained it.",
             role="note",
         ),
     ]
@@ -303,7 +303,7 @@ def _bops(material: Material) -> Section:
         (
             Prose(
                 "BOPs are MACs × weight bits × activation bits of one image, summed over every convolution and linear "
-                "layer. Papers count differently, so the other conventions in use stand beside ours."
+                "layer. Papers count differently, so the other conventions in use are shown beside ours."
             ),
             Grid(costs.conventions_table(), plain=True),
             Grid(table) if table.rows else Prose("No policy has been counted yet."),

@@ -1,4 +1,4 @@
-"""The page's Pareto figure that answers: every trial a point that leads to its bits per layer."""
+"""The page's interactive figure: a point per trial, which leads to its bits per layer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Tick:
-    """A grid line: where, and what stands at it."""
+    """A grid line: its position, and its label."""
 
     at: float
     text: str
@@ -121,14 +121,14 @@ def _explorer(comparison: Comparison, model: str, cost: Cost) -> Explorer | None
 
 
 def _ceilings(cells: Sequence[Cell], span: tuple[float, float], unit: float) -> tuple[Tick, ...]:
-    """Those that lie in the figure."""
+    """The ceilings within the figure's range."""
     budgets = {cell.ceiling: (cell.outcomes[0].trial.spec.ceiling_bops or 1) / unit for cell in cells}
     inside = {name: math.log(bops) for name, bops in budgets.items() if span[0] < math.log(bops) < span[1]}
     return tuple(Tick(_place(at, span, LEFT, WIDTH - RIGHT), name) for name, at in inside.items())
 
 
 def _front(points: Sequence[Point], across: tuple[float, float], up: tuple[float, float]) -> str:
-    """A staircase: as accurate as the last corner until the next one is paid for."""
+    """A staircase: accuracy rises at the BOPs of each point of the front."""
     corners: list[str] = []
     y = 0.0
     for point in dict.fromkeys(front(points)):

@@ -19,7 +19,7 @@ from reports.page.explorer import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
 FILE = "index.html"
 
 WRAPPED = frozenset({"Verdict", "Read from", "Source", *ACCOUNT_WORDS})
-"""Columns of words that may break into lines; all others keep to one."""
+"""Columns of words that may break into lines; all others keep to one line."""
 
 DPI = 200
 

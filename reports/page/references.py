@@ -28,7 +28,7 @@ ALWAYS = ("esser2020lsq", "agarwal2021precipice")
 
 
 def entries() -> dict[str, str]:
-    """Key -> BibTeX entry of everything there is."""
+    """Key -> BibTeX entry, for every entry of the file."""
     blocks = SOURCE.read_text(encoding="utf-8").strip().split("\n\n")
     return {block.partition("{")[2].partition(",")[0]: block for block in blocks}
 
