@@ -43,6 +43,20 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["QUANTIZER_PATH"] = "plain"  # before anything of ours is imported; child processes inherit it
 
 
+LONGEST = {
+    "test_benchmarks_ranks",
+    "test_engines_cluster",
+    "test_every_method",
+    "test_faults",
+    "test_trials_checkpoint",
+}
+"""Files whose tests take longest. Begun first, so that no worker is left with one when the other has nothing to do."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 def _examinee(given: str) -> tuple[str, dict[str, Any]]:
     name, _, options = given.partition("=")
     return name, json.loads(options or "{}")

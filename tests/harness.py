@@ -205,11 +205,21 @@ def run_with_ray(suite: Path, out: Path, *arguments: str) -> None:
     os._exit(code)
 
 
+PRELOADED = [
+    "tests.harness",
+    "benchmarks.data.digits",
+    "benchmarks.trials.trial",
+    "methods.hawq",
+    "methods.metamix",
+    "methods.quantization.kernels",
+]
+
+
 @cache
 def server() -> Any:
-    """A process that has torch imported and forks: killing and restarting then costs no import."""
+    """A process that has imported what trials need, and forks: killing and restarting then costs no import."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.harness", "benchmarks.trials.trial", "methods.metamix", "methods.hawq"])
+    context.set_forkserver_preload(PRELOADED)
     return context
 
 

@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,18 @@ from tests.harness import (
     write_suite,
 )
 from tests.problems import make_problem
+from tests.sharing import built_once
 
 DEADLINE_SECONDS = 900.0
 METHOD = "metamix"
 """Its search has two phases with two optimizers, and its weights go on into fine-tuning: most that can be lost."""
+
+_SHARED = {"optimizer": {"name": "adam", "lr": 0.001}, "batch_size": 8, "micro_batch": 4}
+OVER_RANKS = {
+    "recipe": _SHARED,
+    "pretraining": {"epochs": 1, "recipe": {**_SHARED, "batch_size": 64, "micro_batch": 32}},
+}
+"""Recipes whose batches two processes can share."""
 
 
 class Noted(Silent):
@@ -77,9 +86,7 @@ def work(out: Path, ticks: Path, seconds: float, ranks: int = 1, spare: int | No
 def suite_of(ranks: int = 1) -> Any:
     if ranks == 1:
         return tiny_suite(methods=[METHOD])
-    shared = {"optimizer": {"name": "adam", "lr": 0.001}, "batch_size": 8, "micro_batch": 4}
-    pretraining = {"epochs": 1, "recipe": {**shared, "batch_size": 64, "micro_batch": 32}}
-    return tiny_suite({"resources.workers_per_trial": ranks}, methods=[METHOD], recipe=shared, pretraining=pretraining)
+    return tiny_suite({"resources.workers_per_trial": ranks}, methods=[METHOD], **OVER_RANKS)
 
 
 def size(path: Path) -> int:
@@ -98,6 +105,17 @@ def run(*arguments: Any) -> None:
     process = start(work, *arguments)
     process.join(DEADLINE_SECONDS)
     assert process.exitcode == 0
+
+
+@cache
+def undisturbed_over_ranks() -> Mapping[str, Any]:
+    """What two processes together leave of `suite_of(2)`."""
+    return built_once("two ranks", run_over_ranks)
+
+
+def run_over_ranks(folder: Path) -> Mapping[str, Any]:
+    run(folder / "out", folder / "ticks", 0, 2)
+    return comparable(folder / "out" / "tiny" / "records")
 
 
 def same_as_undisturbed(out: Path) -> bool:
@@ -386,19 +404,15 @@ def test_a_killed_ray_worker_is_replaced(tmp_path):
 @pytest.mark.complete
 def test_ray_s_ranks_are_those_of_this_machine_also_when_one_is_killed(tmp_path):
     """Ray Train's workers add the same numbers as processes that this project starts itself: to the bit."""
-    shared = {"optimizer": {"name": "adam", "lr": 0.001}, "batch_size": 8, "micro_batch": 4}
-    pretraining = {"epochs": 1, "recipe": {**shared, "batch_size": 64, "micro_batch": 32}}
-    ranks = {"workers_per_trial": 2}
-    suite = write_suite(tmp_path, methods=[METHOD], recipe=shared, pretraining=pretraining, resources=ranks)
-    local, out = tmp_path / "local", tmp_path / "out"
-    run(local, tmp_path / "unseen", 0, 2)
+    suite = write_suite(tmp_path, methods=[METHOD], resources={"workers_per_trial": 2}, **OVER_RANKS)
+    expected, out = undisturbed_over_ranks(), tmp_path / "out"
     process = start(run_with_ray, suite, out)
     wait_for(process, lambda: any((out / "tiny" / "checkpoints").glob("*.pt")) or (out / "tiny" / "records").exists())
     for worker in ray_workers(process.pid or 0, "RayTrainWorker")[:1]:
         os.kill(worker, signal.SIGKILL)
     process.join(DEADLINE_SECONDS)
     assert process.exitcode == 0, (tmp_path / "log").read_text()
-    assert comparable(out / "tiny" / "records") == comparable(local / "tiny" / "records")
+    assert comparable(out / "tiny" / "records") == expected
     assert not list((out / "tiny" / "ray").rglob("*.json"))
 
 
@@ -418,14 +432,12 @@ def run_with_ray_noted(suite: Path, out: Path) -> None:
 @pytest.mark.parametrize("told", [itself, process_group])
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_sigterm_has_ray_s_trials_save_themselves(tmp_path, ranks, told):
-    shared = {"optimizer": {"name": "adam", "lr": 0.001}, "batch_size": 8, "micro_batch": 4}
     suite = write_suite(
         tmp_path,
         methods=["uniform-lsq"],
-        recipe=shared,
-        pretraining={"epochs": 1, "recipe": {**shared, "batch_size": 64, "micro_batch": 32}},
         compute={"epochs": 100, "search_share": 0.9},
         resources={"workers_per_trial": ranks, "checkpoint_seconds": 1e9},  # without the signal it would not save
+        **OVER_RANKS,
     )
     process = start(run_with_ray_noted, suite, tmp_path / "out")
     (trial,) = plan(load_suite(str(suite))).trials
@@ -454,11 +466,8 @@ def test_ctrl_c_ends_a_run_with_ray(tmp_path):
 
 @pytest.mark.complete
 def test_under_ray_a_method_s_nan_over_ranks_is_its_failure_at_once(tmp_path):
-    shared = {"optimizer": {"name": "adam", "lr": 0.001}, "batch_size": 8, "micro_batch": 4}
     steep = {"name": "uniform-lsq", "settings": {"recipe.optimizer.lr": 1e30}}
-    pretraining = {"epochs": 1, "recipe": {**shared, "batch_size": 64, "micro_batch": 32}}
-    ranks = {"workers_per_trial": 2}
-    suite = write_suite(tmp_path, methods=[steep], recipe=shared, pretraining=pretraining, resources=ranks)
+    suite = write_suite(tmp_path, methods=[steep], resources={"workers_per_trial": 2}, **OVER_RANKS)
     process = start(run_with_ray, suite, tmp_path / "out")
     process.join(DEADLINE_SECONDS)
     log = (tmp_path / "log").read_text()
@@ -496,8 +505,7 @@ def test_under_ray_what_ranks_cannot_use_is_wrong_use(tmp_path):
 @pytest.mark.complete
 @pytest.mark.parametrize("victim", ["parent", "both"])
 def test_a_trial_over_ranks_outlives_its_processes(tmp_path, victim):
-    undisturbed, out, ticks = tmp_path / "undisturbed", tmp_path / "out", tmp_path / "ticks"
-    run(undisturbed, tmp_path / "unseen", 0, 2)
+    expected, out, ticks = undisturbed_over_ranks(), tmp_path / "out", tmp_path / "ticks"
     process = start(work, out, ticks, 0, 2)
     wait_for(process, lambda: size(ticks) >= 20)  # of 29, 15 of them pretraining
     if victim == "parent":
@@ -509,4 +517,4 @@ def test_a_trial_over_ranks_outlives_its_processes(tmp_path, victim):
     before = size(ticks)
     run(out, ticks, 0, 2)
     assert size(ticks) > before
-    assert comparable(out / "tiny" / "records") == comparable(undisturbed / "tiny" / "records")
+    assert comparable(out / "tiny" / "records") == expected

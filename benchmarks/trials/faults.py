@@ -42,6 +42,8 @@ _MACHINE = (
     "can't allocate memory",
     "Cannot allocate memory",
     "bad_alloc",
+    "could not create a primitive",  # oneDNN's words where memory is short
+    "could not create a memory object",
     "DataLoader worker",
     "Pin memory thread exited unexpectedly",
     "unable to open shared memory object",
