@@ -105,6 +105,8 @@ def test_a_checkpoint_of_a_gpu_is_read_without_one(tmp_path, monkeypatch):
         ("No CUDA GPUs are available", True),
         ("Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU", True),
         ("GET was unable to find an engine to execute this computation", True),
+        ("could not create a primitive", True),
+        ("could not create a memory object", True),
         ("FIND was unable to find an engine to execute this computation", True),
         ("Pin memory thread exited unexpectedly", True),
         ("unable to open shared memory object </torch_1_2> in read-write mode: No such file (2)", True),
