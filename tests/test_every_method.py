@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
@@ -192,29 +192,52 @@ def saved(value: Any) -> Any:
     return torch.load(buffer, weights_only=True)
 
 
-@pytest.mark.parametrize("where", ["first", "middle", "last"])
-def test_a_search_can_be_taken_up_after_any_step(searching: Examinee, where: str) -> None:
+class WholeSearch(NamedTuple):
+    """A search from its first to its last step: what was saved on the way, and what it came to."""
+
+    states: Mapping[str, Any]
+    step: int
+    curve: list[Any]
+    method: dict[str, Any]
+    network: Mapping[str, torch.Tensor]
+    found: Searched
+
+
+def whole_search(examinee: Examinee) -> WholeSearch:
+    return _whole_search(examinee.kind, examinee.name, json.dumps(dict(examinee.options)))
+
+
+@cache
+def _whole_search(_kind: type[Method], name: str, options: str) -> WholeSearch:
+    """One for all the steps after which it is taken up. _kind: tells methods of one name apart."""
     problem = make_problem()
-    method = searching.on(problem)
+    method = Examinee(name, json.loads(options)).on(problem)
     loop = search(problem, method)
     states = []
     for _ in loop.run():
         account, model = problem.account.state_dict(), problem.model.state_dict()
         states.append(saved({"model": model, "loop": loop.state_dict(), "account": account}))
-    kept = states[{"first": 0, "middle": len(states) // 2, "last": len(states) - 1}[where]]
+    kept = {"first": states[0], "middle": states[len(states) // 2], "last": states[-1]}
+    state = deepcopy(method.state_dict())
+    return WholeSearch(kept, loop.step, loop.curve, state, snapshot(problem), method.result())
 
+
+@pytest.mark.parametrize("where", ["first", "middle", "last"])
+def test_a_search_can_be_taken_up_after_any_step(searching: Examinee, where: str) -> None:
+    whole = whole_search(searching)
     other = make_problem()
     taken_up = searching.on(other)
     resumed = search(other, taken_up)
+    kept = deepcopy(whole.states[where])
     other.model.load_state_dict(kept["model"])
     other.account.load_state_dict(kept["account"])
     resumed.load_state_dict(kept["loop"])
     run_search(resumed)
-    assert (resumed.step, resumed.curve) == (loop.step, loop.curve)
-    assert same(taken_up.state_dict(), method.state_dict())
-    assert differing(snapshot(problem), snapshot(other)) == []
-    first, second = method.result(), taken_up.result()
-    assert (first.policy, first.report) == (second.policy, second.report)
+    assert (resumed.step, resumed.curve) == (whole.step, whole.curve)
+    assert same(taken_up.state_dict(), whole.method)
+    assert differing(whole.network, snapshot(other)) == []
+    second = taken_up.result()
+    assert (whole.found.policy, whole.found.report) == (second.policy, second.report)
 
 
 def test_measuring_a_price_changes_nothing(searching: Examinee) -> None:

@@ -187,6 +187,7 @@ def test_sums_have_one_order_on_every_machine(size: int) -> None:
     assert step.grad.item() == np.float32(sum(blocks) * 0.5)
 
 
+@pytest.mark.complete
 def test_compiled_afresh_and_read_from_a_cache_they_give_the_same(tmp_path) -> None:
     """Inlining differs between the two, and so may what a compiler is free to reorder."""
     program = """
@@ -326,6 +327,7 @@ def test_without_numba_plain_pytorch_does_it_and_says_so_once(monkeypatch) -> No
         paths._kernels.cache_clear()
 
 
+@pytest.mark.complete
 def test_a_damaged_cache_of_kernels_costs_time_and_no_trial(tmp_path) -> None:
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
 

@@ -137,6 +137,7 @@ def test_runs_killed_at_random_and_sharing_a_folder_give_the_same_records(tmp_pa
     assert [name for name in leftovers if not name.startswith(".")] == []
 
 
+@pytest.mark.complete
 def test_ray_gives_the_same_records_also_when_its_driver_is_killed(tmp_path):
     # Methods with a search, which have the most to lose; the others are trained by the same loop.
     names = ("hawq", "differentiable", "metamix")
