@@ -138,7 +138,7 @@ def differing(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list
 
 def watched(problem: Problem) -> AbstractContextManager[None]:
     """Inside, running the network outside a step is an error, as in a trial."""
-    problem.meter = ForwardMeter({layer.name: layer.macs for layer in problem.ledger})
+    problem.meter = ForwardMeter(tuple(layer.name for layer in problem.ledger))
     return problem.meter.watching(problem.model)
 
 

@@ -5,36 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
-import torch
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, shape_wrapper
+from torch import Tensor, nn
 
-
-def _convolution_backward(
-    grad_out_shape: list[int],
-    x_shape: list[int],
-    w_shape: list[int],
-    _bias: Any,
-    _stride: Any,
-    _padding: Any,
-    _dilation: Any,
-    transposed: bool,
-    _output_padding: Any,
-    _groups: int,
-    output_mask: list[bool],
-    out_shape: Any = None,
-) -> int:
-    """FLOPs of a convolution's backward: as many as its forward for the input's gradient, again for the weight's.
-
-    Deviation: torch's own formula forgets groups and counts a depthwise backward as a dense one (20x on MobileNetV2).
-    """
-    positions = x_shape[2:] if transposed else grad_out_shape[2:]
-    forward = 2 * x_shape[0] * prod(positions) * prod(w_shape)
-    return forward * (int(output_mask[0]) + int(output_mask[1]))
+from methods.quantization.convert import macs_of_call
+from methods.quantization.macs import MacCounter
 
 
 def measure_macs(run: Callable[[], object]) -> int:
@@ -45,37 +21,6 @@ def measure_macs(run: Callable[[], object]) -> int:
     return counter.macs
 
 
-class MacCounter(TorchDispatchMode):
-    """Multiply-accumulates of what runs inside: torch's own FLOP formulas, summed and halved. May be nested.
-
-    Deviation: not torch's FlopCounterMode, whose module tracker refuses autograd.grad with respect to parameters that
-    pass through a module, as quantized weights do.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = 0
-        self.formulas = {**flop_registry, torch.ops.aten.convolution_backward: shape_wrapper(_convolution_backward)}
-
-    @property
-    def macs(self) -> int:
-        macs: int = self.flops // 2
-        return macs
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        formula = self.formulas.get(func._overloadpacket)
-        if formula is None and func is not torch.ops.prim.device.default:
-            with self:  # composite operations count as what they are made of
-                parts = func.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
-        out = func(*args, **kwargs)
-        if formula is not None:
-            self.flops += int(formula(*args, **kwargs, out_val=out))
-        return out
-
-
 class UnpaidWorkError(Exception):
     """A method ran the network where nobody charges it, or for more than the price of its step."""
 
@@ -84,25 +29,29 @@ class UnpaidWorkError(Exception):
 class ForwardMeter:
     """Forward MACs of a network's layers, counted while they run; running them outside a step is an error.
 
-    macs_of: layer -> MACs of one image. A copy of the network that a method makes counts as well.
+    layers: their names. A copy of the network that a method makes counts as well.
     """
 
-    macs_of: dict[str, int]
+    layers: tuple[str, ...]
     macs: int = 0
     stepping: bool = False
     seen: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        def count(name: str) -> Any:
-            def hook(_layer: nn.Module, inputs: Any) -> None:
+        def permit(name: str) -> Any:
+            def hook(_layer: nn.Module, _inputs: Any) -> None:
                 if not self.stepping:
                     raise UnpaidWorkError(f"the method ran {name} outside its step, where nothing is charged")
-                self.macs += len(inputs[0]) * self.macs_of[name]
 
             return hook
 
-        handles = [model.get_submodule(name).register_forward_pre_hook(count(name)) for name in self.macs_of]
+        def count(layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+            self.macs += macs_of_call(layer, output)
+
+        layers = {name: model.get_submodule(name) for name in self.layers}
+        handles = [layer.register_forward_pre_hook(permit(name)) for name, layer in layers.items()]
+        handles += [layer.register_forward_hook(count) for layer in layers.values()]
         try:
             yield
         finally:

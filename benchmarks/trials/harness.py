@@ -17,8 +17,9 @@ from benchmarks.data import Split, Subset, permutation
 from benchmarks.data.stream import Stream, stream_seed, torch_stream
 from benchmarks.ranks import ALONE, Ranks
 from benchmarks.suites.spec import OptimizerSpec, Recipe
-from benchmarks.trials.compute import ForwardMeter, MacCounter, measure_macs
+from benchmarks.trials.compute import ForwardMeter, measure_macs
 from methods.contract import Batch, MicroBatch, Phase
+from methods.quantization.macs import MacCounter
 from methods.quantization.modules import project_steps
 from methods.quantization.quantizer import Quantizer
 

@@ -186,7 +186,7 @@ def _search(trial: _Trial, problem: Problem, saved: dict[str, Any] | None) -> Ge
     spec, notes, ledger = trial.spec, trial.notes, problem.ledger
     kind = load_method(spec.method.name)
     torch.manual_seed(stream_seed(problem.seed, "search/dropout"))
-    problem.meter = ForwardMeter({layer.name: layer.macs for layer in ledger})
+    problem.meter = ForwardMeter(tuple(layer.name for layer in ledger))
     with problem.meter.watching(problem.model), notes.timed("search"):
         method = problem.build(kind, spec.method.options)
         loop = Loop(problem, method, "search", trial.account, trial.account.search_macs)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import operator
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 import methods.quantization.strided_pointwise  # noqa: F401 (registers a kernel for every convolution's gradients)
 from methods.quantization.activations import Activation, HardSigmoid, HardSwish, ReLU, ReLU6
 from methods.quantization.cost import PINNED_BITS, Layer, Ledger
 from methods.quantization.fake_quant import GradientScale
+from methods.quantization.graph import (
+    NetworkError,
+    Walk,
+    one_line,
+    require_own_layers,
+    training_flags_kept,
+    walks_of,
+    warn_of_unknown,
+)
 from methods.quantization.grid import GridKind
+from methods.quantization.macs import FloatWork, float_work, undeclared
 from methods.quantization.modules import QuantConv2d, QuantLinear, WeightsTogether
 from methods.quantization.policy import Candidates, PolicyError
 from methods.quantization.quantizer import (
@@ -28,30 +35,12 @@ from methods.quantization.quantizer import (
     StepQuantizer,
 )
 
-_UNSIGNED = (nn.ReLU, nn.ReLU6, nn.Sigmoid, ReLU, ReLU6)
-_SHIFTED = (nn.Hardswish, HardSwish)
-_GATES = (nn.Hardsigmoid, HardSigmoid)
 _ACTIVATIONS: dict[type[nn.Module], type[nn.Module]] = {
     nn.ReLU6: ReLU6,
     nn.ReLU: ReLU,
     nn.Hardswish: HardSwish,
     nn.Hardsigmoid: HardSigmoid,
 }
-_KEEPING = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.Flatten, nn.Dropout, nn.Identity)
-_SIGNED = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
-_KEEPING_FUNCTIONS: set[Any] = {
-    torch.flatten,
-    F.adaptive_avg_pool2d,
-    F.avg_pool2d,
-    F.max_pool2d,
-    F.dropout,
-    "flatten",
-    "view",
-    "reshape",
-}
-_ADDITIONS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
-_PRODUCTS: set[Any] = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
-_UNSIGNED_FUNCTIONS: set[Any] = {F.relu, F.relu6, torch.relu, "relu", "relu_"}
 
 
 @dataclass(frozen=True)
@@ -87,142 +76,109 @@ class QuantizerOptions:
 
 
 def replace_activations(model: nn.Module) -> nn.Module:
-    """Swap activations for ours, twice differentiable and not in place; switch other in-place operations off."""
+    """Swap activations for ours, twice differentiable and not in place; switch other in-place modules off.
+
+    By exact type, and not where somebody hooks in: what a subclass computes is its own affair.
+    """
     replaced: dict[nn.Module | None, nn.Module] = {}
     for module in list(model.modules()):
         for name, child in list(module._modules.items()):  # one module may stand under several names
-            if ours := next((ours for kind, ours in _ACTIVATIONS.items() if isinstance(child, kind)), None):
+            ours = None if child is None or _is_watched(child) else _ACTIVATIONS.get(type(child))
+            if ours is not None:
                 setattr(module, name, replaced.setdefault(child, ours()))
-            elif hasattr(child, "inplace"):
+            elif getattr(child, "inplace", False) is True:
                 setattr(child, "inplace", False)  # noqa: B010 (not every module declares it)
     return model
 
 
-@dataclass(frozen=True)
-class _Site:
-    """Where a layer stands in the graph: its name, its input's kind and the node that it reads."""
-
-    name: str
-    kind: GridKind
-    source: fx.Node
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return isinstance(module, (Activation, HardSigmoid, QuantConv2d, QuantLinear)) or super().is_leaf_module(
-            module, qualified_name
-        )
-
-
-def _sites(model: nn.Module) -> list[_Site]:
-    """Every convolution and linear layer in the order in which the graph runs them."""
-    modules = dict(model.named_modules())
-    kinds: dict[fx.Node, str] = {}
-    found: list[_Site] = []
-    for node in _Tracer().trace(model).nodes:
-        kinds[node] = _kind(node, modules, kinds)
-        module = modules.get(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            source = node.args[0]
-            assert isinstance(source, fx.Node)
-            found.append(_Site(str(node.target), _as_grid_kind(kinds[source]), source))
-    return found
-
-
-def _kind(node: fx.Node, modules: dict[str, nn.Module], kinds: dict[fx.Node, str]) -> str:
-    """What `node` puts out: unsigned, signed, shifted, or gate (the [0, 1] output of a hard sigmoid)."""
-    inputs = [kinds[source] for source in node.all_input_nodes]
-    if node.op in ("placeholder", "get_attr", "output"):
-        return "signed"
-    if node.op == "call_module":
-        return _module_kind(modules[str(node.target)], inputs, str(node.target))
-    if node.target in _UNSIGNED_FUNCTIONS:
-        return "unsigned"
-    if node.target in _KEEPING_FUNCTIONS:
-        return inputs[0]
-    if node.target in _ADDITIONS:
-        return "unsigned" if all(kind in ("unsigned", "gate") for kind in inputs) else "signed"
-    if node.target in _PRODUCTS:
-        return _product_kind(inputs)
-    if inputs:
-        warnings.warn(f"operation {node.target!r} is unknown here: its output is taken as signed", stacklevel=2)
-    return "signed"
-
-
-def _module_kind(module: nn.Module, inputs: list[str], name: str) -> str:
-    if isinstance(module, _UNSIGNED):
-        return "unsigned"
-    if isinstance(module, _SHIFTED):
-        return "shifted"
-    if isinstance(module, _GATES):
-        return "gate"
-    if isinstance(module, _KEEPING):
-        return inputs[0]
-    if not isinstance(module, _SIGNED):
-        warnings.warn(f"layer {name!r} ({type(module).__name__}) is unknown here: taken as signed", stacklevel=2)
-    return "signed"
-
-
-def _product_kind(inputs: list[str]) -> str:
-    others = [kind for kind in inputs if kind != "gate"]
-    if len(others) <= 1:
-        return others[0] if others else "gate"
-    return "unsigned" if all(kind == "unsigned" for kind in others) else "signed"
-
-
-def _as_grid_kind(kind: str) -> GridKind:
-    return "unsigned" if kind == "gate" else kind  # type: ignore[return-value]
+def _is_watched(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 @torch.no_grad()
-def _macs(model: nn.Module, names: Sequence[str], image_shape: tuple[int, int, int]) -> dict[str, int]:
-    """MACs per layer of one image, from the shapes that a forward of zeros meets."""
-    counts: dict[str, int] = {}
+def _macs(
+    model: nn.Module, names: Sequence[str], image_shape: tuple[int, int, int]
+) -> tuple[dict[str, int], list[FloatWork]]:
+    """MACs of one image per layer, and of all that no layer does, from the shapes that a forward of zeros meets."""
+    counts: dict[str, list[int]] = {name: [] for name in names}
     modules = dict(model.named_modules())
 
     def count(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(layer: nn.Module, inputs: Any, output: Tensor) -> None:
-            counts[name] = output[0].numel() * layer.weight[0].numel()  # type: ignore[index]
-
-        return hook
+        return lambda layer, _inputs, output: counts[name].append(macs_of_call(layer, output))
 
     handles = [modules[name].register_forward_hook(count(name)) for name in names]
-    training = {module: module.training for module in model.modules()}
     try:
-        parameter = next(model.parameters())
-        model.eval()(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
+        with training_flags_kept(model):
+            parameter = next(model.parameters())
+            image = torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype)
+            others = float_work(model.eval(), names, lambda: model(image))
+    except Exception as error:  # whatever a network's own code raises
+        raise NetworkError(f"it does not run on an image of shape {image_shape}: {one_line(error)}") from error
     finally:
-        for module, flag in training.items():
-            module.training = flag
         for handle in handles:
             handle.remove()
-    return counts
+    if often := next((name for name, calls in counts.items() if len(calls) != 1), None):
+        raise NetworkError(f"layer {often} ran {len(counts[often])} times in one forward; it must run once")
+    return {name: macs for name, (macs,) in counts.items()}, others
 
 
-def ledger_of(model: nn.Module, image_shape: tuple[int, int, int]) -> Ledger:
+def _require_declared(work: Sequence[FloatWork], declared: Sequence[str]) -> None:
+    """Raises NetworkError where work that no layer does was not declared, or where none is that was."""
+    for name in declared:
+        if not any(each.is_named(name) for each in work):
+            known = ", ".join(dict.fromkeys(each.module or each.operation for each in work)) or "there is none"
+            raise NetworkError(f"stays_float names {name!r}, which does no work outside of layers; what does: {known}")
+    if missing := undeclared(work, declared):
+        names = ", ".join(dict.fromkeys(each.module or each.operation for each in missing))
+        raise NetworkError(
+            f"not all of its work is done by convolution and linear layers: {'; '.join(map(str, missing))} per image "
+            "would stay float and be in no BOPs; build it of Conv2d and Linear, or accept that in the suite, "
+            f"stays_float: [{names}] of this model"
+        )
+
+
+def float_work_of(model: nn.Module, image_shape: tuple[int, int, int]) -> list[FloatWork]:
+    """What no layer of the ledger does, per image."""
+    return _macs(model, [site.name for site in walks_of(model)[0].sites], image_shape)[1]
+
+
+def macs_of_call(layer: nn.Module, output: Tensor) -> int:
+    """MACs of one call of a convolution or linear layer: every output is a sum over one filter."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return output.numel() * weight[0].numel()
+
+
+def ledger_of(model: nn.Module, image_shape: tuple[int, int, int], stays_float: Sequence[str] = ()) -> Ledger:
     """The network's layers in graph order, first and last pinned; works before and after conversion.
 
-    image_shape: (channels, height, width). Layers that read the same tensor are tied.
+    image_shape: (channels, height, width). stays_float: modules or operations that may do work outside of layers, which
+    is in no ledger. Layers that read the same tensor are tied. Kinds hold in training and in evaluation. Raises
+    NetworkError, which names the layer, where the network cannot be quantized as it is.
     """
-    sites = _sites(model)
-    macs = _macs(model, [site.name for site in sites], image_shape)
+    walks = walks_of(model)
+    warn_of_unknown(walks)
+    require_own_layers(model, walks[0].sites)
+    sites = list(zip(*(walk.sites for walk in walks), strict=True))
+    macs, others = _macs(model, [site.name for site, _ in sites], image_shape)
+    _require_declared(others, stays_float)
     modules = dict(model.named_modules())
-    readers: dict[fx.Node, list[str]] = {}
-    for site in sites:
-        readers.setdefault(site.source, []).append(site.name)
+    readers: dict[Any, list[str]] = {}
+    for training, evaluation in sites:
+        readers.setdefault((training.source, evaluation.source), []).append(training.name)
     ledger = []
-    for index, site in enumerate(sites):
-        module = modules[site.name]
+    for index, (training, evaluation) in enumerate(sites):
+        module = modules[training.name]
         assert isinstance(module, (nn.Conv2d, nn.Linear))
         depthwise = isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
-        shared = readers[site.source]
+        shared = readers[training.source, evaluation.source]
         ledger.append(
             Layer(
-                name=site.name,
+                name=training.name,
                 type="linear" if isinstance(module, nn.Linear) else "depthwise" if depthwise else "conv",
-                macs=macs[site.name],
+                macs=macs[training.name],
                 weights=module.weight.numel(),
-                kind=site.kind,
+                kind=training.range.hull(evaluation.range).kind,
                 pinned=index in (0, len(sites) - 1),
                 tie=shared[0] if len(shared) > 1 else None,
             )
@@ -252,24 +208,50 @@ def convert(model: nn.Module, ledger: Ledger, candidates: Candidates, options: Q
         parent = model.get_submodule(parent_name)
         weight_bits = sorted({bits.weight for bits in bits_of[layer.name]})
         setattr(parent, child_name, _quantizable(getattr(parent, child_name), weight_bits, inputs[key], options))
-    _hand_over_activations(model)
+    walks = walks_of(model)
+    for site in walks[0].sites:
+        if site.by_keyword:
+            model.get_submodule(site.name).register_forward_pre_hook(_by_place, with_kwargs=True)
+    _hand_over_activations(model, walks)
     WeightsTogether(model)
     return model
 
 
-def _hand_over_activations(model: nn.Module) -> None:
-    """Let quantizers take over the activations that they alone read, and that run once."""
+def _by_place(
+    _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call `layer(input=x)` becomes `layer(x)`, which is what hooks and our layers' forwards expect."""
+    return (args, kwargs) if args else ((kwargs["input"],), {})
+
+
+def _hand_over_activations(model: nn.Module, walks: Sequence[Walk]) -> None:
+    """Let quantizers take over the activations that they alone read, in training and in evaluation."""
+    found = [_sole_readers(walk) for walk in walks]
     modules = dict(model.named_modules())
-    calls = [node for node in _Tracer().trace(model).nodes if node.op == "call_module"]
-    runs = Counter(node.target for node in calls)
-    for node in calls:
-        activation = modules[str(node.target)]
-        readers = [modules.get(str(user.target)) if user.op == "call_module" else None for user in node.users]
-        layers = [reader for reader in readers if isinstance(reader, (QuantConv2d, QuantLinear))]
-        if isinstance(activation, Activation) and runs[node.target] == 1 and readers and len(layers) == len(readers):
-            activation.readers = tuple(dict.fromkeys(layer.input_quantizer for layer in layers))
+    for name, layers in found[0].items():
+        activation = modules[name]
+        assert isinstance(activation, Activation)
+        if all(other.get(name) == layers for other in found):
+            activation.readers = tuple(dict.fromkeys(modules[layer].input_quantizer for layer in layers))
             for quantizer in activation.readers:
                 quantizer.source = (activation,)
+
+
+def _sole_readers(walk: Walk) -> dict[str, list[str]]:
+    """Activations that run once and that quantized layers alone read, with those layers' names.
+
+    What an activation reads must stay as it is until they have run, for it is handed on as it came.
+    """
+    runs = Counter(node.target for node in walk.nodes if node.op == "call_module")
+    return {
+        str(node.target): [str(user.target) for user in node.users]
+        for node in walk.nodes
+        if isinstance(walk.module_of(node), Activation)
+        and runs[node.target] == 1
+        and node.users
+        and all(isinstance(walk.module_of(user), (QuantConv2d, QuantLinear)) for user in node.users)
+        and not walk.overwritten_after(node)
+    }
 
 
 def _quantizable(

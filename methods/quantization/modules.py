@@ -96,7 +96,8 @@ class _StepGradient(torch.autograd.Function):
     def forward(ctx: Any, out: Tensor, step: Tensor, x: Tensor, weight: Tensor, layer: QuantConv2d) -> Tensor:
         ctx.save_for_backward(step, x, weight)
         ctx.layer, ctx.use = layer, layer.input_quantizer.in_use(x)
-        return out.view_as(out)
+        ctx.mark_dirty(out)  # passed on as itself: autograd refuses to have a view of it worked on in place
+        return out
 
     @staticmethod
     @once_differentiable
