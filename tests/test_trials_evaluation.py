@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import subprocess
+from dataclasses import replace
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
@@ -175,6 +176,68 @@ def test_values_that_are_no_numbers_fail_the_audit():
     problem, policy, images = quantized()
     hook_first(problem, "input", lambda out, _quantizer: out * float("nan"))
     with pytest.raises(AuditError):
+        audit(problem, policy, images)
+
+
+class Around(nn.Module):
+    """A network with work of its own in front of it, behind it or nowhere."""
+
+    def __init__(self, model: nn.Module, before: Any = None, behind: Any = None) -> None:
+        super().__init__()
+        self.model, self.before, self.behind = model, before, behind
+        self.extra = nn.Linear(3, 3)
+
+    def forward(self, x):
+        x = self.model(x if self.before is None else self.before(self, x))
+        return x if self.behind is None else self.behind(self, x)
+
+
+def renamed(problem, policy, around: Around):
+    """The problem of that network, whose layers' names have a beginning more."""
+    ledger = tuple(replace(layer, name=f"model.{layer.name}", tie=None) for layer in problem.ledger)
+    return replace(problem, model=around, ledger=ledger), {f"model.{name}": bits for name, bits in policy.items()}
+
+
+def eye(x):
+    return torch.eye(x.shape[1])
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "blamed"),
+    [
+        (
+            lambda _, x: F.conv2d(x, eye(x)[:, :, None, None]),
+            None,
+            r"conv2d of the network's own forward .*no parameter",
+        ),
+        (None, lambda net, x: net.extra(x), r"linear of extra .*with extra\.weight and extra\.bias"),
+        (None, lambda net, x: F.linear(x, net.extra.weight), r"linear of the network's own .*with extra\.weight"),
+        (None, lambda net, x: x @ net.extra.weight, r"matmul of the network's own forward .*with extra\.weight"),
+    ],
+)
+def test_float_work_outside_of_layers_is_blamed_by_its_operands_and_on_no_layer(before, behind, blamed):
+    problem, policy, images = quantized()
+    around = Around(problem.model, before, behind)
+    with pytest.raises(AuditError, match=f"^float numbers are multiplied outside of layers, by {blamed}"):
+        audit(*renamed(problem, policy, around), images)
+    plain = audit(*renamed(problem, policy, Around(problem.model)), images)
+    declared = audit_codes(*_given(*renamed(problem, policy, around), images), narrow=True, stays_float=STAYS)
+    assert [row["layer"] for row in declared] == [row["layer"] for row in plain]
+
+
+STAYS = ("conv2d", "linear", "matmul")
+
+
+def _given(problem, policy, images):
+    return problem.model, problem.ledger, policy, images
+
+
+def test_a_layer_that_multiplies_nothing_fails_the_audit_by_its_name(monkeypatch):
+    problem, policy, images = quantized()
+    name = next(iter(problem.candidates))
+    layer = quant_layers(problem.model)[name]
+    monkeypatch.setattr(layer, "forward", lambda x: x[:, :1, ::1, ::1].expand(-1, layer.out_channels, -1, -1))
+    with pytest.raises(AuditError, match=f"^{name} gave no weight to a convolution"):
         audit(problem, policy, images)
 
 

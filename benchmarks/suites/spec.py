@@ -60,12 +60,15 @@ class ModelSpec(Config):
 
     form: `imagenet` as published; `small` for small images: stride-1 stem, no max-pooling.
     weights: a torchvision weights enum to start from; none: the suite's float pretraining.
+    stays_float: modules or operations of a network of one's own that may do work outside of convolution and linear
+    layers; such work is in no BOPs, and listed.
     """
 
     name: ModelName
     width: float = Field(1.0, gt=0, le=4)
     form: Literal["imagenet", "small"] = "imagenet"
     weights: str | None = None
+    stays_float: tuple[str, ...] = Field((), exclude_if=lambda names: not names)
 
     @model_validator(mode="after")
     def _applies(self) -> Self:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from methods.quantization.cost import Ledger, with_pins
 from methods.quantization.fake_quant import spread
+from methods.quantization.graph import training_flags_kept
 from methods.quantization.grid import make_grid
+from methods.quantization.macs import FloatWork, Watch, float_work, undeclared
 from methods.quantization.modules import QuantConv2d, quant_layers
 from methods.quantization.policy import LayerBits
 
@@ -27,23 +28,26 @@ class AuditError(Exception):
 
 @torch.no_grad()
 def audit_codes(
-    model: nn.Module, ledger: Ledger, policy: Mapping[str, LayerBits], images: Tensor, *, narrow: bool
+    model: nn.Module,
+    ledger: Ledger,
+    policy: Mapping[str, LayerBits],
+    images: Tensor,
+    *,
+    narrow: bool,
+    stays_float: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """One row per layer and tensor: bits promised, levels found, smallest and largest code.
 
     Raises AuditError if a tensor's values are no integer codes inside its promised range, or if it was never
-    quantized. images: what the network is run on, in eval mode.
+    quantized, or if there are products outside of layers that `stays_float` does not name. images: what the network
+    is run on, in eval mode.
     """
-    layers, operands = quant_layers(model), _Operands()
-    handles = [layer.register_forward_pre_hook(operands.entering(name)) for name, layer in layers.items()]
-    was_training = model.training
-    try:
-        with operands:
-            model.eval()(images)
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
+    layers = quant_layers(model)
+    operands = _Operands(model, layers)
+    with training_flags_kept(model):
+        work = float_work(model.eval(), layers, lambda: model(images), operands)
+    if outside := undeclared(work, stays_float):
+        raise AuditError(f"float numbers are multiplied outside of layers, by {operands.blame(outside[0])}")
     kinds = {layer.name: layer.kind for layer in ledger}
     promised = with_pins(ledger, policy)
     rows = []
@@ -52,7 +56,9 @@ def audit_codes(
             quantizer = getattr(layer, f"{tensor}_quantizer")
             if quantizer.bits != bits:
                 raise AuditError(f"{name}: the {tensor} runs at {quantizer.bits} bits, {bits} were promised")
-            value, (step, offset) = operands.seen[name, tensor], quantizer.scale_and_offset(bits)
+            if (value := operands.seen.get((name, tensor))) is None:
+                raise AuditError(f"{name} gave no {tensor} to a convolution or a matrix product when the network ran")
+            step, offset = quantizer.scale_and_offset(bits)
             # With an offset codes count from 0, whatever the kind.
             kind = "unsigned" if offset is not None else "signed" if tensor == "weight" else kinds[name]
             grid = make_grid(kind, bits, narrow=narrow)
@@ -63,26 +69,34 @@ def audit_codes(
     return rows
 
 
-class _Operands(TorchFunctionMode):
-    """What the network's convolutions and matrix products are given, by layer; whoever quantized it."""
+class _Operands(Watch):
+    """What layers give to convolutions and matrix products while they run, by layer; whoever quantized it."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = ""
+    def __init__(self, model: nn.Module, layers: Collection[str]) -> None:
+        super().__init__(model)
+        self.layers = set(layers)
         self.seen: dict[tuple[str, str], Tensor] = {}
+        self.borrowed: dict[tuple[str, str], str] = {}
+        """By module and operation outside of layers: whose parameter it multiplies with."""
+        self.owners = {id(parameter): name for name, parameter in model.named_parameters()}
 
-    def entering(self, name: str) -> Any:
-        """A hook before that layer's forward."""
+    def called(self, func: Any, args: Any, kwargs: Any) -> Any:
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if self.module not in self.layers:
+            if names := [self.owners[id(value)] for value in given if id(value) in self.owners]:
+                self.borrowed.setdefault((self.module, self.operation), " and ".join(names))
+        elif func in (F.conv2d, F.linear):
+            self.seen[self.module, "input"], self.seen[self.module, "weight"] = given[:2]
+        return func(*args, **kwargs)
 
-        def hook(_layer: nn.Module, _inputs: Any) -> None:
-            self.layer = name
-
-        return hook
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (F.conv2d, F.linear):
-            self.seen[self.layer, "input"], self.seen[self.layer, "weight"] = args[:2]
-        return func(*args, **(kwargs or {}))
+    def blame(self, work: FloatWork) -> str:
+        """Who does that work, and with which parameter, as far as it is known."""
+        with_what = self.borrowed.get((work.module, work.operation))
+        place = f" of {work.module}" if work.module else " of the network's own forward"
+        return (
+            f"{work.operation}{place}{f' ({work.where})' if work.where else ''}, "
+            f"{f'with {with_what}' if with_what else 'with no parameter of the network'}"
+        )
 
 
 def _levels(found: Tensor, low: int, high: int, name: str) -> dict[str, int]:

@@ -94,7 +94,9 @@ def _audit(setting: Setting, model: nn.Module, policy: Policy | None) -> list[di
         return []
     count = min(_AUDITED_IMAGES, len(setting.data.validation))
     images = setting.data.validation.load(np.arange(count), None)[0].to(setting.device)
-    return audit_codes(model, setting.ledger, policy, images, narrow=setting.spec.quantizer.signed == "narrow")
+    spec = setting.spec
+    narrow, stays_float = spec.quantizer.signed == "narrow", spec.model.stays_float
+    return audit_codes(model, setting.ledger, policy, images, narrow=narrow, stays_float=stays_float)
 
 
 def _metrics(validation: Score, test: Score, start: Start) -> dict[str, Any]:
