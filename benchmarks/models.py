@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 from torchvision import models as zoo
 from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -16,10 +21,20 @@ from benchmarks.messages import SuiteError
 from benchmarks.suites.plugins import MODELS, load_plugin
 from benchmarks.suites.spec import DataSpec, ModelSpec
 from benchmarks.suites.suite import require_fit
-from methods.quantization.convert import ledger_of, replace_activations
-from methods.quantization.cost import Ledger
+from methods.quantization.convert import (
+    QuantizerOptions,
+    convert,
+    float_work_of,
+    ledger_of,
+    replace_activations,
+)
+from methods.quantization.cost import PINNED_BITS, Ledger
+from methods.quantization.graph import NetworkError, one_line, training_flags_kept
+from methods.quantization.modules import apply_policy, initialise_activation_steps, initialise_weight_steps
 
 CHANNELS = 3
+
+_IMAGES_DIM = 4
 
 
 def build_model(spec: ModelSpec, data: DataSpec) -> nn.Module:
@@ -27,9 +42,18 @@ def build_model(spec: ModelSpec, data: DataSpec) -> nn.Module:
 
     Weights are channels-last, and so is what convolutions put out: depthwise steps take half the time on CPUs.
     """
+    return replace_activations(_build(spec, data))
+
+
+def _build(spec: ModelSpec, data: DataSpec) -> nn.Module:
     build = _BUILDERS.get(spec.name) or load_plugin(MODELS, spec.name)
-    model = replace_activations(build(spec, data.classes))
-    return model.to(memory_format=torch.channels_last)
+    model: nn.Module = build(spec, data.classes)
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise SuiteError(f"{spec.name}: {name} has no shape before the first forward; give its layer its sizes")
+    # Not model.to(memory_format=...), which refuses networks with weights of five dimensions.
+    model._apply(lambda t: t.to(memory_format=torch.channels_last) if t.dim() == _IMAGES_DIM else t)
+    return model
 
 
 def published_weights(spec: ModelSpec, data: DataSpec, folder: Path | None = None) -> dict[str, torch.Tensor]:
@@ -86,10 +110,90 @@ def sha256_of(file: Path) -> str:
 
 
 def measure_ledger(spec: ModelSpec, data: DataSpec) -> Ledger:
-    """The network's layers with MACs for one image of the dataset's size."""
-    with torch.random.fork_rng(devices=[]):
-        model = build_model(spec, data)
-    return ledger_of(model, (CHANNELS, data.image_size, data.image_size))
+    """The network's layers with MACs for one image of the dataset's size.
+
+    Raises SuiteError, in one line, where it cannot be counted or quantized as it is.
+    """
+    with torch.random.fork_rng(devices=[]), _named(spec), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # they are among what inspect_network says
+        return ledger_of(build_model(spec, data), _image_shape(data), spec.stays_float)
+
+
+def inspect_network(spec: ModelSpec, data: DataSpec) -> tuple[str, ...]:
+    """What is worth knowing of a network that brings no committed ledger, found by running it once as trials will.
+
+    Raises SuiteError, in one line, where that fails.
+    """
+    with torch.random.fork_rng(devices=[]), _named(spec), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.manual_seed(0)
+        original = _build(spec, data)
+        model = replace_activations(deepcopy(original))
+        images = torch.randn(_TRIED_IMAGES, *_image_shape(data)).to(memory_format=torch.channels_last)
+        ledger = ledger_of(model, _image_shape(data), spec.stays_float)
+        work = float_work_of(model, _image_shape(data))
+        _require_training(deepcopy(original), images)
+        _require_same_function(original, model, images)
+        _try(model, ledger, images, data.classes)
+    whole = sum(layer.macs for layer in ledger) + sum(each.macs for each in work)
+    said = [str(warning.message) for warning in caught if warning.category is UserWarning]
+    said += [f"{each} per image stay float and are in no BOPs, {each.macs / whole:.1%} of all" for each in work]
+    return tuple(f"{spec.name}: {each}" for each in dict.fromkeys(said))
+
+
+_TRIED_IMAGES = 2  # batch norm over one image of one pixel has no variance
+
+
+@contextmanager
+def _named(spec: ModelSpec) -> Iterator[None]:
+    try:
+        yield
+    except NetworkError as error:
+        raise SuiteError(f"{spec.name}: {error}") from error
+
+
+def _image_shape(data: DataSpec) -> tuple[int, int, int]:
+    return CHANNELS, data.image_size, data.image_size
+
+
+def _require_training(original: nn.Module, images: torch.Tensor) -> None:
+    """Raises NetworkError unless the float network takes a step."""
+    try:
+        original.train()(images.clone()).sum().backward()
+    except Exception as error:  # whatever a network's own code raises
+        raise NetworkError(f"it does not train: {one_line(error)}") from error
+
+
+@torch.no_grad()
+def _require_same_function(original: nn.Module, model: nn.Module, images: torch.Tensor) -> None:
+    """Raises NetworkError unless a network computes with our activations what it computed with its own."""
+    with training_flags_kept(model):
+        expected, found = original.eval()(images.clone()), model.eval()(images.clone())
+    # The last bits of activations differ, and layers amplify that; another function differs in the first digit.
+    if not torch.allclose(expected, found, rtol=1e-3, atol=1e-3 * float(expected.abs().max()), equal_nan=True):
+        raise NetworkError(
+            "it computes something else once its activations do not work in place: use what they return, as in "
+            "x = self.relu(x)"
+        )
+
+
+def _try(model: nn.Module, ledger: Ledger, images: torch.Tensor, classes: int) -> None:
+    """One step and one forward of the quantized network. Raises NetworkError where they fail."""
+    candidates = {layer.name: [PINNED_BITS] for layer in ledger if not layer.pinned}
+    try:
+        convert(model, ledger, candidates, QuantizerOptions())
+        initialise_weight_steps(model)
+        initialise_activation_steps(model, [images])
+        apply_policy(model, {layer.name: PINNED_BITS for layer in ledger})
+        logits = model.train()(images)
+        if logits.shape != (len(images), classes):
+            raise NetworkError(f"it puts out a tensor of shape {tuple(logits.shape)}, not {(len(images), classes)}")
+        logits.sum().backward()
+        model.eval()(images)
+    except NetworkError:
+        raise
+    except Exception as error:  # whatever a network's own code raises
+        raise NetworkError(f"it does not run once it is quantized: {one_line(error)}") from error
 
 
 def _mobilenet(spec: ModelSpec, classes: int) -> nn.Module:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks.ledgers import ledger_for
+from benchmarks.ledgers import ledger_for, notes_for
 from benchmarks.messages import SuiteError
 from benchmarks.suites.rows import MethodEntry, options_of, settled
 from benchmarks.suites.spec import ComputeSpec, MethodSpec, ModelSpec, Space, StartSpec, TrialSpec
@@ -67,13 +67,14 @@ class Plan:
 def plan(suite: Suite) -> Plan:
     """Expand a suite.
 
-    Raises SuiteError where a ceiling lies below the cheapest policy, with both figures, where a method's options do not
-    fit a network, and where a search has no share.
+    Raises SuiteError where a network cannot be quantized as it is, where a ceiling lies below the cheapest policy, with
+    both figures, where a method's options do not fit a network, and where a search has no share.
     """
     trials: dict[str, Trial] = {}
     warnings: list[str] = []
     for model in suite.models:
         ledger = ledger_for(model, suite.data)
+        warnings += notes_for(model, suite.data)
         _check_ties(model.name, ledger)
         for entry in suite.methods:
             _check_options(entry, model, ledger)

@@ -20,15 +20,34 @@ def ledger_path(model: ModelSpec, data: DataSpec) -> Path:
 
 
 def ledger_for(model: ModelSpec, data: DataSpec) -> Ledger:
-    """The layers of a network with their MACs; one that has no committed ledger is built with torch."""
+    """The layers of a network with their MACs; one that has no committed ledger is built with torch.
+
+    Raises SuiteError where such a network cannot be counted or quantized as it is.
+    """
     return _ledger(model, data)
 
 
 @cache
+def notes_for(model: ModelSpec, data: DataSpec) -> tuple[str, ...]:
+    """What is worth a warning of a network that has no committed ledger: it is built and run once, with torch.
+
+    Raises SuiteError where it does not run once it is quantized.
+    """
+    if is_committed(model, data):
+        return ()
+    from benchmarks.models import inspect_network
+
+    return inspect_network(model, data)
+
+
+def is_committed(model: ModelSpec, data: DataSpec) -> bool:
+    return ledger_path(model, data).exists() and not model.stays_float
+
+
+@cache
 def _ledger(model: ModelSpec, data: DataSpec) -> Ledger:
-    path = ledger_path(model, data)
-    if path.exists():
-        return ledger_from_json(path.read_text(encoding="utf-8"))
+    if is_committed(model, data):
+        return ledger_from_json(ledger_path(model, data).read_text(encoding="utf-8"))
     from benchmarks.models import measure_ledger
 
     return measure_ledger(model, data)
