@@ -13,15 +13,31 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @contextmanager
 def running_statistics_untouched(model: nn.Module) -> Iterator[None]:
-    """Batch norm in train mode uses batch statistics inside, and leaves its running statistics and counters alone."""
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    """Batch norm in train mode uses batch statistics inside, and leaves its running statistics and counters alone.
+
+    torch's own batch norm is told so. Whatever else keeps buffers, such as instance norm or a norm with a forward of
+    its own, has them put back.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and _obeys_its_flag(m)]
+    tracking = [layer for layer in norms if layer.track_running_stats]
+    others = set(model.modules()).difference(norms)
+    kept = [(buffer, buffer.clone()) for m in others for buffer in m._buffers.values() if buffer is not None]
     try:
-        for layer in layers:
+        for layer in tracking:
             layer.track_running_stats = False
         yield
     finally:
-        for layer in layers:
+        for layer in tracking:
             layer.track_running_stats = True
+        with torch.no_grad():
+            for buffer, before in kept:
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
+
+
+def _obeys_its_flag(norm: _BatchNorm) -> bool:
+    """Whether it runs as torch's own does, which keeps no statistics where it is told not to."""
+    return type(norm).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
 @contextmanager

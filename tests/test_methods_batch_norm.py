@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from methods.batch_norm import WidthVariances, batch_variances, running_statistics_untouched
 from tests.strategies import randn
@@ -48,3 +49,35 @@ def test_a_silenced_channel_counts_much_but_not_infinitely():
     meter.add(8, {"a": torch.tensor([1.0])})
     meter.add(2, {"a": torch.tensor([0.0])})
     assert 80 < meter.discrepancies()["a"]["2"] < 90
+
+
+class OwnNorm(nn.Module):
+    """Keeps a running mean without being batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean.lerp_(x.detach().mean((0, 2, 3)), 0.1)
+        return x - self.mean[:, None, None]
+
+
+class OwnForward(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        self.running_mean.lerp_(x.detach().mean((0, 2, 3)), 0.1)
+        return x * self.weight[:, None, None]
+
+
+@pytest.mark.parametrize(
+    "norm", [OwnNorm, lambda: OwnForward(3), lambda: nn.InstanceNorm2d(3, track_running_stats=True)]
+)
+def test_statistics_of_other_norms_stay_as_they_were_too(norm: Callable[[], nn.Module]) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), norm(), nn.BatchNorm2d(3)).train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with running_statistics_untouched(model):
+        model(randn((5, 2, 6, 6), 0)).sum().backward()
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    model(randn((5, 2, 6, 6), 0))  # outside they move, as ever
+    assert not all(torch.equal(buffer, before[name]) for name, buffer in model[1].named_buffers(prefix="1"))

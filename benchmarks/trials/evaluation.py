@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks.data import EVALUATION_BATCH, Split
 from benchmarks.data.loading import Request, fetched
@@ -34,7 +35,7 @@ def recalibrate_bn(model: nn.Module, train: Split, device: torch.device, loaders
     These are min(train, 4096), cut to whole batches of 200 where there are more than that. Only batch norm runs in
     train mode; dropout stays off. Returns the number of images.
     """
-    layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     momenta = [layer.momentum for layer in layers]
     was_training = model.training
     model.eval()
