@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from benchmarks.ledgers import ledger_for, notes_for
 from benchmarks.messages import SuiteError
 from benchmarks.suites.rows import MethodEntry, options_of, settled
-from benchmarks.suites.spec import ComputeSpec, MethodSpec, ModelSpec, Space, StartSpec, TrialSpec
+from benchmarks.suites.spec import ComputeSpec, MethodSpec, ModelSpec, Space, StartSpec, TrialSpec, digest
 from benchmarks.suites.suite import UNIFORM, Ceiling, Suite, ceiling_name
 from methods import load_method
 from methods.quantization.cost import Ledger, bops, uniform_bits
@@ -109,7 +109,7 @@ def _check_options(entry: MethodEntry, model: ModelSpec, ledger: Ledger) -> None
 
 
 def _cell(suite: Suite, model: ModelSpec, ledger: Ledger, ceiling: str, budget: int) -> Iterator[Trial]:
-    published = _published(suite, model)
+    published, kinds = _published(suite, model), _kinds(model, ledger)
     for entry in suite.methods:
         method, options = load_method(entry.name), options_of(entry)
         quantizer, recipe = settled(entry, suite.quantizer, suite.recipe)
@@ -125,6 +125,7 @@ def _cell(suite: Suite, model: ModelSpec, ledger: Ledger, ceiling: str, budget: 
                     teacher=_teacher(suite),
                     space=suite.space,
                     ceiling_bops=budget if method.quantizes else None,
+                    kinds=kinds,
                     quantizer=quantizer,
                     recipe=recipe,
                     compute=ComputeSpec(epochs=suite.compute.epochs, search_share=share, free_search=free),
@@ -132,6 +133,17 @@ def _cell(suite: Suite, model: ModelSpec, ledger: Ledger, ceiling: str, budget: 
                     draw=draw,
                 )
                 yield Trial(spec, entry.row, ceiling if method.quantizes else FLOAT_CEILING, ledger)
+
+
+KINDS_OF_OLD = ("mobilenet_v2", "resnet18")
+"""Networks whose kinds have never changed: their trials keep the ids from before kinds were part of them."""
+
+
+def _kinds(model: ModelSpec, ledger: Ledger) -> str | None:
+    """What a trial's id has of the ledger beside its costs, so that other grids are another trial."""
+    if model.name in KINDS_OF_OLD:
+        return None
+    return digest([[layer.name, layer.kind, layer.tie] for layer in ledger])
 
 
 def _published(suite: Suite, model: ModelSpec) -> bool:

@@ -27,6 +27,9 @@ STARTS: dict[str, Callable[[], nn.Module]] = {
     "hardswish": nn.Hardswish,
     "hardsigmoid": nn.Hardsigmoid,
     "linear": nn.Identity,
+    "dropout": lambda: nn.Sequential(nn.Hardswish(), nn.Dropout(0.2)),
+    "no dropout": lambda: nn.Sequential(nn.Hardswish(), nn.Dropout(0.0)),
+    "dropout of channels": lambda: nn.Sequential(nn.ReLU6(), nn.Dropout2d(0.5, inplace=True)),
 }
 
 # Operations by a number, by another tensor made of the same one, and by nothing; as functions, methods, operators and
@@ -84,6 +87,9 @@ STEPS: dict[str, Step] = {
     "relu_": lambda x, c: (x + c).relu_(),
     "relu(True)": lambda x, c: F.relu(x + c, True),
     "neg through a view": lambda x, _c: _through_a_view(x),
+    "dropout": lambda x, _c: F.dropout(x, 0.6),
+    "dropout2d": lambda x, _c: F.dropout2d(x, p=0.25, training=True),
+    "alpha_dropout": lambda x, _c: F.alpha_dropout(x, 0.5, training=True),
     "sin": lambda x, _c: torch.sin(x),
 }
 
@@ -214,6 +220,10 @@ class _Step(nn.Module):
         ("hardswish", lambda x, _: x * 0.5, Range(-0.1875, math.inf)),
         ("hardswish", lambda x, _: x.mean((2, 3), keepdim=True), Range(-0.375, math.inf)),
         ("hardswish", lambda x, _: x.clamp(min=0), Range(0, math.inf)),
+        ("hardswish", lambda x, _: F.dropout(x, 0.25), Range(-0.5, math.inf)),
+        ("hardswish", lambda x, _: F.dropout(x, 0.0), Range(-0.375, math.inf)),
+        ("relu6", lambda x, _: F.dropout(1 + x, 0.5), Range(0, 14)),
+        ("relu6", lambda x, _: F.dropout2d(x, 1.0), Range(0, 6)),
         ("hardsigmoid", lambda x, _: 1 - x, Range(0, 1)),
         ("linear", lambda x, _: x**2, Range(0, math.inf)),
         ("linear", lambda x, _: x.clamp(0, 1), Range(0, 1)),

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.messages import SuiteError
-from benchmarks.planning import plan
+from benchmarks.planning import KINDS_OF_OLD, plan
 from benchmarks.suites.spec import (
     ComputeSpec,
     OptimizerSpec,
@@ -83,6 +84,7 @@ def test_a_spec_survives_its_json():
         {"draw": 1},
         {"protocol": 2},
         {"ceiling_bops": 1_000_000},
+        {"kinds": "0123456789abcdef"},
         {"pretraining": None},
         {"compute": ComputeSpec(epochs=2, search_share=0.6)},
         {"compute": ComputeSpec(epochs=1, search_share=0.5)},
@@ -131,6 +133,24 @@ def test_a_quantizer_can_be_named_and_its_own_options_are_hashed_only_where_they
 def test_options_that_a_quantizer_does_not_have_are_refused(quantizer, message):
     with pytest.raises(SuiteError, match=message):
         tiny_suite(quantizer=quantizer)
+
+
+def test_other_kinds_of_grids_are_another_trial_from_the_same_float_start(monkeypatch):
+    suite = tiny_suite(models=[{"name": "mobilenet_v3_small", "width": 0.1, "form": "small"}], methods=["random"])
+    (before,) = plan(suite).trials
+    first, second, *rest = before.ledger
+    other = (first, replace(second, kind="signed" if second.kind != "signed" else "unsigned"), *rest)
+    monkeypatch.setattr("benchmarks.planning.ledger_for", lambda *_: other)
+    (after,) = plan(suite).trials
+    assert after.id != before.id
+    assert after.spec.start.key == before.spec.start.key
+    assert after.spec.model_copy(update={"kinds": before.spec.kinds}).id == before.id
+
+
+@pytest.mark.parametrize("name", KINDS_OF_OLD)
+def test_networks_whose_kinds_never_changed_keep_their_ids(name):
+    (trial,) = plan(tiny_suite(models=[{"name": name, "width": 0.25}], methods=["random"])).trials
+    assert "kinds" not in trial.spec.model_dump()
 
 
 def test_where_a_trial_runs_does_not_change_its_id():

@@ -288,6 +288,8 @@ class TrialSpec(Config):
 
     ceiling_bops: None for the float control, which has no BOPs. teacher: the float network whose soft labels take the
     place of the labels in every training loss; without one, the identity is that of a trial from before teachers.
+    kinds: a digest of the kinds and ties of the network's layers, which decide about its grids; None for networks that
+    have had the same ones ever since before this was part of a trial.
     """
 
     protocol: int = PROTOCOL
@@ -301,6 +303,7 @@ class TrialSpec(Config):
     quantizer: QuantizerSpec
     recipe: Recipe
     compute: ComputeSpec
+    kinds: str | None = Field(None, exclude_if=lambda kinds: kinds is None)
     seed: int
     draw: int = 0
 

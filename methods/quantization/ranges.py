@@ -256,6 +256,15 @@ def _resized(mode: Any, x: Range) -> Range:
     return x
 
 
+def _dropped(x: Range, share: Any) -> Range:
+    """In training dropout zeroes this share of the values and divides the others by 1 - share."""
+    if not isinstance(share, int | float) or not 0.0 <= share <= 1.0:
+        raise UnknownError
+    if share == 0.0:
+        return x
+    return x.hull(ZERO) if share == 1.0 else x.hull(ZERO, x * Range(1.0 / (1.0 - share), 1.0 / (1.0 - share)))
+
+
 def _constant(found: Range) -> Rule:
     return lambda _call: found
 
@@ -273,6 +282,8 @@ def _together(call: Call) -> Range:
     return first.hull(*others)
 
 
+_DROPPING = {"dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout"}
+
 VIEWS = {
     *(
         "flatten",
@@ -288,7 +299,7 @@ VIEWS = {
     ),
     *("t", "squeeze", "unsqueeze", "expand", "expand_as", "chunk", "split", "tensor_split", "unbind", "getitem"),
     *("narrow", "select", "detach", "contiguous", "to", "float", "type", "type_as"),
-    *("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout"),
+    *_DROPPING,
 }
 """Operations whose output may be the memory of their input, so that changing one changes the other."""
 
@@ -300,7 +311,8 @@ _KEEPING = {
 }
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(sorted((VIEWS | _KEEPING) - {"alpha_dropout"}), _keep),
+    **dict.fromkeys(sorted((VIEWS - _DROPPING) | _KEEPING), _keep),
+    **dict.fromkeys(sorted(_DROPPING - {"alpha_dropout"}), lambda call: _dropped(call.first, call.get(1, "p", 0.5))),
     **dict.fromkeys(["cat", "concat", "concatenate", "stack", "hstack", "vstack"], _together),
     **dict.fromkeys(["avg_pool1d", "avg_pool2d", "avg_pool3d"], _average_pool),
     **dict.fromkeys(["sub", "subtract"], _subtract),
@@ -425,13 +437,14 @@ _MODULES: dict[type[nn.Module], Callable[[Any, Range], Range]] = {
     nn.Hardtanh: _hardtanh_module,
     **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), lambda _m, x: x.hull(ZERO)),
     **dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d), lambda _m, x: x.hull(ZERO)),
+    **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), lambda module, x: _dropped(x, module.p)),
     nn.Upsample: lambda module, x: _resized(module.mode, x),
     **dict.fromkeys(
         (
             *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
             *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Flatten, nn.Unflatten, nn.Identity),
             *(nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ReflectionPad2d, nn.ReplicationPad2d),
-            *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.UpsamplingNearest2d),
+            nn.UpsamplingNearest2d,
         ),
         lambda _m, x: x,
     ),
