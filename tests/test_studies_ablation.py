@@ -42,7 +42,7 @@ def set_result(trial: Trial, result, observed) -> None:
 def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     with mock.patch.object(sys, "argv", ["ablation", str(folder)]):
         ablation.main()
-    return [line.replace("\u00a0", " ") for line in capsys.readouterr().out.splitlines()]
+    return [line.replace("\u00a0", " ").replace("\\", "") for line in capsys.readouterr().out.splitlines()]
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def lines(tmp_path, capsys) -> dict[str, str]:
 
 
 def test_rows_are_named_for_what_is_not_default(lines):
-    assert {"metamix", "metamix, branches highest", "metamix, fixed_meta_state false", "random"} <= set(lines)
+    assert {"metamix", "metamix, branches highest", "metamix, fixed meta state false", "random"} <= set(lines)
 
 
 def test_accuracies_are_paired_with_metamix_and_with_random(lines):

@@ -52,7 +52,7 @@ def set_result(trial: Trial, result, observed) -> None:
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[str]:
     with mock.patch.object(sys, "argv", ["ranges", *map(str, arguments)]):
         ranges.main()
-    return [line.replace("\u00a0", " ") for line in capsys.readouterr().out.splitlines()]
+    return [line.replace("\u00a0", " ").replace("\\", "") for line in capsys.readouterr().out.splitlines()]
 
 
 @pytest.fixture

@@ -45,10 +45,15 @@ def legend_columns(labels: Sequence[str], width: float) -> int:
     return max(1, math.floor(72 * width / entry))
 
 
-def save(figure: Figure, file: BinaryIO, form: str, dpi: int = 180) -> None:
-    """Write as `png` or `pdf`, without dates or versions: the same report gives the same bytes."""
+def save(figure: Figure, file: BinaryIO, form: str, dpi: int = 180, description: str | None = None) -> None:
+    """Write as `png` or `pdf`, without dates or versions: the same report gives the same bytes.
+
+    description: text that a PNG carries with it.
+    """
     metadata: dict[str, Any] = (
-        {"CreationDate": None, "Creator": None, "Producer": None} if form == "pdf" else {"Software": None}
+        {"CreationDate": None, "Creator": None, "Producer": None}
+        if form == "pdf"
+        else {"Software": None, "Description": description}
     )
     with rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # names in scripts the font lacks

@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.records.record import Record
 from methods import load_method
+from reports.findings.tables import Row, Table, markdown
 from reports.numbers.display import NOTHING, interval, paired, percent
 from reports.numbers.statistics import Mean, mean_interval, paired_difference
 from reports.studies.reading import records_at
@@ -31,8 +32,15 @@ def main() -> None:
     by_model = trials_of(records_at(place, parser))
     if not any(METHOD in rows for rows in by_model.values()):
         parser.exit(2, f"error: no finished trials of {METHOD} with its default options in {place}\n")
+    print("\n".join(markdown(table) for table in tables(by_model)))
+
+
+def tables(by_model: Mapping[str, Trials]) -> Iterator[Table]:
+    """Accuracies of each network, and its variances where they were measured."""
     for model, rows in sorted(by_model.items()):
-        print("\n".join([*accuracies(model, rows), "", *discrepancies(rows)]))
+        yield accuracies(model, rows)
+        if variances := discrepancies(rows):
+            yield variances
 
 
 def trials_of(records: Iterable[Record]) -> dict[str, Trials]:
@@ -51,22 +59,30 @@ def row_of(record: Record) -> str:
     method = record.trial_spec.method
     default = load_method(method.name).Options().model_dump(mode="json")
     others = {key: value for key, value in method.options.items() if key != DIAGNOSTIC and value != default[key]}
-    return ", ".join([method.name, *(f"{key} {str(value).lower()}" for key, value in sorted(others.items()))])
+    return ", ".join(
+        [method.name, *(f"{key.replace('_', ' ')} {str(value).lower()}" for key, value in sorted(others.items()))]
+    )
 
 
-def accuracies(model: str, rows: Trials) -> Iterator[str]:
+def accuracies(model: str, rows: Trials) -> Table:
     """Claims (b) and (c): what each option costs in accuracy."""
-    reference = _accuracy(rows.get(METHOD, {}))
-    chance = _accuracy(rows.get("random", {}))
-    yield f"| {model} | test accuracy, % | minus {METHOD}, points, paired | minus random, points, paired |"
-    yield "|---|---:|---:|---:|"
-    for row in sorted(rows, key=lambda row: (row.startswith(METHOD), row != METHOD, row)):
-        found = _accuracy(rows[row])
+    reference, chance = accuracy_of(rows.get(METHOD, {})), accuracy_of(rows.get("random", {}))
+    header = (model, "test accuracy, %", f"minus {METHOD}, points, paired", "minus random, points, paired")
+    lines = []
+    for row in rows_in_order(rows):
+        found = accuracy_of(rows[row])
         less = [NOTHING if found == other else paired(paired_difference(found, other)) for other in (reference, chance)]
-        yield f"| {row} | {_percent(mean_interval(list(found.values())))} | {' | '.join(less)} |"
+        lines.append(Row((row, _percent(mean_interval(list(found.values()))), *less)))
+    return Table(header, tuple(lines), frozenset(header[1:]))
 
 
-def _accuracy(trials: Mapping[int, Record]) -> dict[int, float]:
+def rows_in_order(rows: Trials) -> list[str]:
+    """The controls, MetaMix with its defaults, then its other rows."""
+    return sorted(rows, key=lambda row: (row.startswith(METHOD), row != METHOD, row))
+
+
+def accuracy_of(trials: Mapping[int, Record]) -> dict[int, float]:
+    """Test accuracy in 0..1 by seed."""
     return {seed: record.result["metrics"]["test_accuracy"] for seed, record in trials.items()}
 
 
@@ -74,28 +90,29 @@ def _percent(mean: Mean) -> str:
     return f"{percent(mean.value)}{interval(mean.interval)}, n = {mean.n}"
 
 
-def discrepancies(rows: Trials) -> Iterator[str]:
+def discrepancies(rows: Trials) -> Table | None:
     """Claim (a): how far batch norms' variances at a width are from those at the highest, before and after.
 
     The number is the mean over channels, then over batch norms, of |ln(variance / variance at the highest width)|.
+    None where no trial measured it.
     """
     found = {row: shifts for row, trials in rows.items() if (shifts := _shifts(trials))}
     widths = sorted({int(width) for shifts in found.values() for when in shifts.values() for width in when})
     if not widths:
-        return
-    yield "| variances against those at the highest width | " + " | ".join(f"{width} bits" for width in widths) + " |"
-    yield "|---|" + "---:|" * len(widths)
+        return None
+    header = ("variances against those at the highest width", *(f"{width} bits" for width in widths))
+    lines = []
     for row, shifts in sorted(found.items(), key=lambda item: (item[0] != METHOD, item[0])):
         for when in ("before", "after"):
             cells = [_plain(mean_interval(list(shifts[when][str(width)].values()))) for width in widths]
-            yield f"| {row}, {when} | {' | '.join(cells)} |"
+            lines.append(Row((f"{row}, {when}", *cells)))
         changes = [_change(shifts["after"][str(width)], shifts["before"][str(width)]) for width in widths]
-        yield f"| {row}, after − before, paired | {' | '.join(changes)} |"
+        lines.append(Row((f"{row}, after − before, paired", *changes)))
     if plain := found.get(f"{METHOD}, branches highest"):
         ours = found.get(METHOD, {"after": {}})["after"]
         changes = [_change(ours.get(str(width), {}), plain["after"][str(width)]) for width in widths]
-        yield f"| {METHOD} − {METHOD}, branches highest, after, paired | {' | '.join(changes)} |"
-    yield ""
+        lines.append(Row((f"{METHOD} − {METHOD}, branches highest, after, paired", *changes)))
+    return Table(header, tuple(lines), frozenset(header[1:]))
 
 
 def _shifts(trials: Mapping[int, Record]) -> dict[str, dict[str, dict[int, float]]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -23,12 +23,15 @@ from benchmarks.records.record import Record
 from benchmarks.suites.spec import QuantizerSpec
 from reports.figures.marks import marker
 from reports.figures.style import STYLE, save
+from reports.findings.tables import Row, Table, markdown
 from reports.numbers.display import NOTHING, interval, paired, percent
 from reports.numbers.statistics import Mean, mean_interval, paired_difference
 from reports.studies.reading import records_at
 from reports.studies.widths import row_of
 
 BASELINE = "lsq"
+BASELINES = (BASELINE, "beta-gamma")
+"""Parameterisations that the others are set against; the second starts from the same range as the others."""
 DODGE = 1.06
 """Factor on the learning rate between neighbouring lines, so that their bars do not cover each other."""
 
@@ -75,7 +78,7 @@ def main() -> None:
     cells = cells_of(records_at(arguments.records, parser))
     if not cells:
         parser.exit(2, f"error: no trials of uniform-lsq in {arguments.records}\n")
-    print("\n".join(tables(cells)))
+    print("\n".join(markdown(table) for table in tables(cells)))
     if arguments.figure:
         with arguments.figure.open("wb") as file:
             save(figure(cells), file, arguments.figure.suffix.removeprefix(".") or "png")
@@ -111,31 +114,23 @@ def axes_of(cells: Cells) -> tuple[list[str], list[str], list[float]]:
     return widths, ranges, sorted({key.rate for key in cells})
 
 
-def tables(cells: Cells) -> Iterator[str]:
-    """Lines of Markdown: accuracies, differences from the baseline, and losses, a table of each per width."""
+def tables(cells: Cells) -> Iterator[Table]:
+    """Of every width: accuracies, differences from the baselines, and losses; a column per learning rate."""
     widths, ranges, rates = axes_of(cells)
-    head = " | ".join(f"lr {rate:g}" for rate in rates)
+
+    def table(title: str, names: list[str], cell: Callable[[Key], str]) -> Table:
+        header = (title, *(f"lr {rate:g}" for rate in rates))
+        lines = [Row((name, *(cell(Key(width, name, rate)) for rate in rates))) for name in names]
+        return Table(header, tuple(lines), frozenset(header[1:]))
+
     for width in widths:
-        yield f"| {width}: test accuracy, % | {head} |"
-        yield "|---|" + "---:|" * len(rates)
-        for name in ranges:
-            yield _line(name, [_accuracy(cells.get(Key(width, name, rate))) for rate in rates])
-        yield ""
-        yield f"| {width}: minus {BASELINE}, points, paired | {head} |"
-        yield "|---|" + "---:|" * len(rates)
-        for name in ranges:
-            if name != BASELINE:
-                yield _line(name, [_difference(cells, Key(width, name, rate)) for rate in rates])
-        yield ""
-        yield f"| {width}: training loss, first → last part | {head} |"
-        yield "|---|" + "---:|" * len(rates)
-        for name in ranges:
-            yield _line(name, [_losses(cells.get(Key(width, name, rate))) for rate in rates])
-        yield ""
-
-
-def _line(name: str, values: Sequence[str]) -> str:
-    return f"| {name} | {' | '.join(values)} |"
+        yield table(f"{width}: test accuracy, %", ranges, lambda key: _accuracy(cells.get(key)))
+        for baseline in BASELINES:
+            others = [name for name in ranges if name not in BASELINES[: BASELINES.index(baseline) + 1]]
+            if baseline in ranges and others:
+                title = f"{width}: minus {baseline}, points, paired"
+                yield table(title, others, lambda key, to=baseline: paired(difference(cells, key, to)))  # type: ignore[misc]
+        yield table(f"{width}: training loss, first → last part", ranges, lambda key: _losses(cells.get(key)))
 
 
 def _accuracy(cell: Cell | None) -> str:
@@ -147,9 +142,10 @@ def _accuracy(cell: Cell | None) -> str:
     return f"{percent(cell.mean.value)}{interval(cell.mean.interval)}, n = {cell.mean.n}{failures}"
 
 
-def _difference(cells: Cells, key: Key) -> str:
-    ours, theirs = cells.get(key), cells.get(key._replace(ranges=BASELINE))
-    return paired(paired_difference(ours.accuracies, theirs.accuracies)) if ours and theirs else NOTHING
+def difference(cells: Cells, key: Key, baseline: str = BASELINE) -> Mean | None:
+    """Accuracy minus that of `baseline` at the same width and rate, paired by seed."""
+    ours, theirs = cells.get(key), cells.get(key._replace(ranges=baseline))
+    return paired_difference(ours.accuracies, theirs.accuracies) if ours and theirs else None
 
 
 def _losses(cell: Cell | None) -> str:

@@ -24,7 +24,9 @@ import yaml
 
 from benchmarks.records.record import Record
 from benchmarks.suites.spec import canonical_json
-from reports.numbers.display import percent
+from reports.findings.tables import Row, Table
+from reports.numbers.display import interval, percent
+from reports.numbers.statistics import mean_interval
 from reports.studies.reading import records_at
 
 
@@ -130,7 +132,18 @@ def lines(records: Sequence[Record], searched: Sequence[Record] = (), method: st
 
     searched, method: the records and the method that the policies are of; without them each policy counts once.
     """
-    given = [record for record in records if record.status == "ok" and record.spec["method"]["name"] == "given"]
+    found = split(records, searched, method)
+    chosen = f" that {found.searches} searches chose" if searched else ""
+    head = f"{found.rows} policies{chosen} x {found.columns} seeds"
+    return [
+        f"{head}; standard deviations in points, shares of the variance",
+        *(f"{name}: {percent(deviation)} points, {percent(share, 0)} %" for name, deviation, share in parts(found)),
+    ]
+
+
+def split(records: Sequence[Record], searched: Sequence[Record] = (), method: str = "") -> Components:
+    """`components` of the ok records of given policies; as `lines`."""
+    given = given_of(records)
     kinds = {canonical_json({k: v for k, v in r.spec.items() if k not in ("seed", "method")}) for r in given}
     if len(kinds) > 1:
         raise ValueError(f"records of {len(kinds)} networks, ceilings or recipes; give those of one suite")
@@ -138,15 +151,36 @@ def lines(records: Sequence[Record], searched: Sequence[Record] = (), method: st
     for record in given:
         policy = canonical_json(record.spec["method"]["options"])
         table.setdefault(policy, {})[record.spec["seed"]] = record.result["metrics"]["test_accuracy"]
-    found = components(table, _times(given, searched, method) if searched else None)
-    whole = found.policies + found.seeds + found.rest or 1.0
-    names = ("policies (the search)", "seeds (start and data order)", "the rest")
-    parts = zip(names, (found.policies, found.seeds, found.rest), strict=True)
-    chosen = f" that {found.searches} searches chose" if searched else ""
-    head = [
-        f"{found.rows} policies{chosen} x {found.columns} seeds; standard deviations in points, shares of the variance"
+    return components(table, _times(given, searched, method) if searched else None)
+
+
+def policies_table(records: Sequence[Record]) -> Table:
+    """Policy -> mean accuracy over seeds with its 95 % t-interval, the float control first."""
+    rows: dict[str, list[float]] = {}
+    for record in sorted(records, key=lambda record: record.spec["method"]["name"]):
+        if record.status == "ok" and record.spec["method"]["name"] in ("float", "given"):
+            options = canonical_json(record.spec["method"]["options"])
+            rows.setdefault(options, []).append(record.result["metrics"]["test_accuracy"])
+    header = ("Policy", "test accuracy, %", "seeds")
+    means = [mean_interval(values) for values in rows.values()]
+    names = ["float control" if options == "{}" else f"policy {n}" for n, options in enumerate(rows)]
+    lines = [
+        Row((name, percent(mean.value) + interval(mean.interval), str(mean.n)))
+        for name, mean in zip(names, means, strict=True)
     ]
-    return head + [f"{name}: {percent(math.sqrt(v))} points, {percent(v / whole, 0)} %" for name, v in parts]
+    return Table(header, tuple(lines), frozenset(header[1:]))
+
+
+def given_of(records: Sequence[Record]) -> list[Record]:
+    """The ok records of policies that were given."""
+    return [record for record in records if record.status == "ok" and record.spec["method"]["name"] == "given"]
+
+
+def parts(found: Components) -> list[tuple[str, float, float]]:
+    """What the variance is made of: its name, standard deviation (accuracy in 0..1) and share of the variance."""
+    whole = found.policies + found.seeds + found.rest or 1.0
+    named = {"policies (the search)": found.policies, "seeds (start and data order)": found.seeds}
+    return [(name, math.sqrt(v), v / whole) for name, v in {**named, "the rest": found.rest}.items()]
 
 
 def _times(given: Sequence[Record], searched: Sequence[Record], method: str) -> dict[str, int]:

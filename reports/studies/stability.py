@@ -112,17 +112,30 @@ def _score(row: RowScores | None) -> str:
     return points(row.score.value) + interval(row.score.interval, signed=True)
 
 
+def taus(sweep: Sweep) -> dict[tuple[float, float], float | None]:
+    """Pair of shares -> mean tau; of a share with itself, that of the even against the odd seeds."""
+    return _taus({share: row_scores(comparison) for share, comparison in sorted(sweep.items())})
+
+
+def _taus(scored: Mapping[float, list[RowScores]]) -> dict[tuple[float, float], float | None]:
+    present = {share: {row.row: row.scores for row in rows if not row.absent} for share, rows in scored.items()}
+    return {
+        (one, other): split_half(present[one]) if one == other else stability(present[one], present[other])
+        for one in scored
+        for other in scored
+    }
+
+
 def taus_table(scored: Mapping[float, list[RowScores]]) -> Table:
     """Share x share -> mean tau; on the diagonal, of the even against the odd seeds."""
-    present = {share: {row.row: row.scores for row in rows if not row.absent} for share, rows in scored.items()}
+    found = _taus(scored)
     header = ("Kendall's tau", *(f"x{share:g}" for share in scored))
-    lines = []
-    for one in scored:
-        taus = [
-            split_half(present[one]) if one == other else stability(present[one], present[other]) for other in scored
-        ]
-        lines.append(Row((f"x{one:g}", *(NOTHING if tau is None else f"{tau:.2f}" for tau in taus))))
+    lines = [Row((f"x{one:g}", *(_tau(found[one, other]) for other in scored))) for one in scored]
     return Table(header, tuple(lines), frozenset(header[1:]))
+
+
+def _tau(tau: float | None) -> str:
+    return NOTHING if tau is None else f"{tau:.2f}"
 
 
 def stability_figure(sweep: Sweep, scored: Mapping[float, list[RowScores]]) -> Figure:
