@@ -17,6 +17,9 @@ quick: install ## compare the methods on digits, and report
 smoke: install ## the same path through the code in a minute; its accuracies mean nothing
 	$(BIN)/python runner.py --suite smoke
 
+results: install ## pages and figures of docs/results from the shipped records; our own words in them stay
+	$(BIN)/python -m reports.results
+
 test: lint ## everything that has to hold: lint, types, tests
 	$(PYTEST)
 
@@ -64,4 +67,4 @@ clean: ## remove .venv and the tools' caches; results in runs/ stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help quick smoke test test-all lint install environment lock clean
+.PHONY: help quick smoke results test test-all lint install environment lock clean

@@ -33,11 +33,11 @@ def of_pairs(comparison: Comparison) -> Answer:
     family = max(pair.family for pair in found)
     called = [pair.adjusted for pair in found if pair.called and pair.adjusted is not None]
     sure = f"each at p ≤ {_rounded_up(max(called))}, " if called else ""
-    said = "; ".join(_of_pairs(found, lambda pair: f" by {_points(pair.difference)}"))
+    said = "; ".join(_with_numbers(found))
     return Answer(
         f"Over {_blocks(comparison, found, seeds)}: {said} ({sure}by sign flips with Holm's correction for "
         f"{count(family, 'pair')}).",
-        f"{_capital('; '.join(_of_pairs(found, lambda pair: '')))}.",
+        f"{count(seeds, 'seed')}, {count(len(comparison.models), 'network')}: {'; '.join(_in_short(found))}.",
     )
 
 
@@ -57,19 +57,52 @@ def _rounded_up(p: float) -> str:
     return f"{min(LEVEL, math.ceil(round(p * 1e4, 6)) / 1e4):.4f}"
 
 
-def _of_pairs(found: Sequence[Pair], how_much: Callable[[Pair], str]) -> Iterable[str]:
-    called = [pair for pair in found if pair.called and pair.difference]
-    for pair in sorted(called, key=_is_behind):
-        yield f"{pair.ours} is {'behind' if _is_behind(pair) else 'ahead of'} {pair.theirs}{how_much(pair)}"
-    if level := [f"{pair.ours} and {pair.theirs}" for pair in found if not pair.called and pair.adjusted is not None]:
-        yield f"no difference is shown between {'; between '.join(level)}"
+def _with_numbers(found: Sequence[Pair]) -> Iterable[str]:
+    """`a by 2.00 points [1.00, 3.00] and b by ... are ahead of c`; what is behind, level, or not judged."""
+    for words, called in ((AHEAD, _called(found, 1)), (BEHIND, _called(found, -1))):
+        for theirs, rows in _by_reference(called).items():
+            named = listing([f"{pair.ours} by {_points(pair.difference)}" for pair in rows])
+            yield f"{named} {words[len(rows) > 1]} {theirs}"
+    yield from _not_called(found)
+
+
+def _in_short(found: Sequence[Pair]) -> Iterable[str]:
+    """`a and b are ahead of c and d`, without numbers."""
+    for words, called in ((AHEAD, _called(found, 1)), (BEHIND, _called(found, -1))):
+        for ours, theirs in _alike(called).items():
+            yield f"{listing(ours)} {words[len(ours) > 1]} {listing(theirs)}"
+    yield from _not_called(found)
+
+
+AHEAD, BEHIND = ("is ahead of", "are ahead of"), ("is behind", "are behind")
+
+
+def _called(found: Sequence[Pair], sign: int) -> list[Pair]:
+    return [pair for pair in found if pair.called and pair.difference and sign * pair.difference.value > 0]
+
+
+def _not_called(found: Sequence[Pair]) -> Iterable[str]:
+    if level := _alike(pair for pair in found if not pair.called and pair.adjusted is not None):
+        named = ", or of ".join(f"{listing(ours)} from {listing(theirs)}" for ours, theirs in level.items())
+        yield f"no difference is shown of {named}"
     for pair in found:
         if pair.adjusted is None:
             yield f"{pair.ours} and {pair.theirs} are not judged ({pair.verdict})"
 
 
-def _is_behind(pair: Pair) -> bool:
-    return pair.difference is not None and pair.difference.value < 0
+def _by_reference(found: Iterable[Pair]) -> dict[str, list[Pair]]:
+    grouped: dict[str, list[Pair]] = {}
+    for pair in found:
+        grouped.setdefault(pair.theirs, []).append(pair)
+    return grouped
+
+
+def _alike(found: Iterable[Pair]) -> dict[tuple[str, ...], list[str]]:
+    """First rows -> second rows of which the same is said."""
+    grouped: dict[tuple[str, ...], list[str]] = {}
+    for theirs, rows in _by_reference(found).items():
+        grouped.setdefault(tuple(pair.ours for pair in rows), []).append(theirs)
+    return grouped
 
 
 def _points(difference: Mean | None) -> str:
@@ -178,7 +211,3 @@ def of_sweep(sweep: Sweep) -> Answer:
     said = f"Between the orders at two amounts of compute Kendall's tau is {min(known):.2f} to {max(known):.2f}"
     few = ": too few to say how much seeds alone reorder the rows" if seeds < 4 else ""
     return Answer(f"{said} ({count(len(known), 'pair')} of amounts, {count(seeds, 'seed')}{few}).", f"{said}.")
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

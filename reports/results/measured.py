@@ -10,10 +10,12 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pydantic import ValidationError
+
 from benchmarks.planning import Plan, Trial
 from benchmarks.records.record import Record
 from benchmarks.suites.rows import options_of
-from benchmarks.suites.spec import canonical_json
+from benchmarks.suites.spec import MethodSpec, canonical_json
 from methods import load_method
 from reports.findings.comparison import Comparison, gather
 
@@ -106,8 +108,7 @@ def _question(spec: Mapping[str, Any]) -> str:
 
 def _nearest(record: Record, trials: Sequence[Trial], stated: Mapping[str, Mapping[str, Any]]) -> Trial | None:
     """The trial with the options of the record; what a record lacks it has by default."""
-    method = record.trial_spec.method
-    options = {**load_method(method.name).Options().model_dump(mode="json"), **method.options}
+    options = _filled(record.trial_spec.method)
     fitting = {
         trial.id: len(_differing(trial.spec.method.options, options))
         for trial in trials
@@ -118,6 +119,14 @@ def _nearest(record: Record, trials: Sequence[Trial], stated: Mapping[str, Mappi
         rows = " and ".join(trial.row for trial in best)
         raise ResultsError(f"record {record.id} fits {rows} equally well; name the options of both rows in the suite")
     return best[0] if best else None
+
+
+def _filled(method: MethodSpec) -> dict[str, Any]:
+    """The options with today's defaults for those that came later; as they are where one of them is gone today."""
+    try:
+        return load_method(method.name).Options.model_validate(method.options).model_dump(mode="json")
+    except ValidationError:
+        return method.options
 
 
 def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

@@ -24,8 +24,8 @@ SLOTS = ("about", "reading")
 """Our own words: before the answer, and after it."""
 
 MADE = (
-    "<!-- Made by `make results` from reports/reference/{name}. What stands between marks of ours stays; the rest is "
-    "made anew. -->"
+    "<!-- Made by `make results` from the records of {name}. -->\n"
+    "<!-- What stands between marks of ours stays; all else is made anew. -->"
 )
 
 
@@ -102,8 +102,7 @@ def _of_records(shipped: Shipped, measured: Sequence[Measured]) -> Iterator[str]
 
 def _change(change: Change) -> str:
     if change.what in ("version", "protocol"):
-        kind = "" if change.what == "version" else f"{change.what} "
-        return f"{escape_markdown(change.row)} at {kind or 'version '}{change.then} (today {change.today})"
+        return escape_markdown(f"{change.row} at {change.what} {change.then} (today {change.today})")
     return escape_markdown(f"{change.row} with {change.what} {change.then} (today {change.today})")
 
 
@@ -132,7 +131,7 @@ def sources_table(comparisons: Sequence[Comparison]) -> Table:
 def _source(record: Record) -> tuple[str, ...]:
     environment = record.observed.get("environment") or {}
     commit = str(environment.get("commit") or NOTHING)[:7] + (", changed" if environment.get("dirty") else "")
-    path = str(environment.get("quantizer") or "plain") + (", compiled" if environment.get("compile") else "")
+    path = str(environment.get("quantizer") or NOTHING) + (", compiled" if environment.get("compile") else "")
     return commit, str(environment.get("processor", NOTHING)), str(environment.get("torch", NOTHING)), path
 
 

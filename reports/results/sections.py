@@ -53,7 +53,7 @@ def sections_of(kind: Kind, measured: Sequence[Measured], records: Sequence[Reco
     if kind == "ranges":
         return _ranges(records)
     if kind == "retraining":
-        return _retraining(records)
+        return _retraining(comparison, records)
     if kind == "sweep":
         return _sweep({share: one.comparison for share, one in zip(SHARES, measured, strict=True)})
     return _comparison(comparison)
@@ -70,11 +70,11 @@ def _comparison(comparison: Comparison) -> Sections:
             tables["Pairs at each ceiling, not corrected for their number"] = [by_ceiling_table(comparison)]
     if any(summary.verdict.tested for summary in summaries):
         tables["Single cells against uniform LSQ, not corrected for their number"] = [calls_table(summaries)]
-    tables["Cells"] = list(_named(summary_tables(comparison, summaries)))
+    tables["Cells"] = _named(summary_tables(comparison, summaries))
     return Sections(answer.of_pairs(comparison), tables, _pareto(comparison, summaries))
 
 
-def _named(tables: dict[str, Table]) -> Sequence[Table]:
+def _named(tables: dict[str, Table]) -> list[Table]:
     """The network's name in the first column's head."""
     return [Table((f"{model}: ceiling", *t.header[1:]), t.rows, t.numeric) for model, t in tables.items()]
 
@@ -154,14 +154,16 @@ def _ranges(records: Sequence[Record]) -> Sections:
     return Sections(answer.of_ranges(cells), {"Widths and learning rates": list(ranges.tables(cells))}, picture)
 
 
-def _retraining(records: Sequence[Record]) -> Sections:
+def _retraining(comparison: Comparison, records: Sequence[Record]) -> Sections:
     found = retraining.split(records)
     header = ("Part", "standard deviation, points", "share of the variance, %")
     lines = [Row((name, percent(deviation), percent(share, 0))) for name, deviation, share in retraining.parts(found)]
-    table = Table(header, tuple(lines), frozenset(header[1:]))
-    return Sections(
-        answer.of_retraining(found), {"Variance": [table], "Policies": [retraining.policies_table(records)]}
-    )
+    summaries = summarise(comparison)
+    tables = {
+        "What the variance is made of": [Table(header, tuple(lines), frozenset(header[1:]))],
+        "Cells": _named(summary_tables(comparison, summaries)),
+    }
+    return Sections(answer.of_retraining(found), tables, _pareto(comparison, summaries))
 
 
 def _sweep(sweep: stability.Sweep) -> Sections:

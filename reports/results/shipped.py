@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import yaml
 
 from benchmarks.planning import Plan, plan
-from benchmarks.suites.suite import Suite, load_suite, select
+from benchmarks.records.record import Record
+from benchmarks.suites.suite import Suite, build, load_suite, select
+from reports.studies.retraining import suite_again
 
 Kind = Literal["comparison", "widths", "ablation", "ranges", "retraining", "sweep"]
 
@@ -47,8 +49,13 @@ class Shipped:
             words += ["--set", f"{key}={flow}"]
         return (*filter(None, [self.before]), shlex.join(words))
 
-    def plans(self) -> list[Plan]:
-        """What today's suite asks for: one plan, or one for each of SHARES. Raises SuiteError."""
+    def plans(self, records: Sequence[Record]) -> list[Plan]:
+        """What today's suite asks for: one plan, or one for each of SHARES. Raises SuiteError.
+
+        records: the shipped ones; given policies are named by nothing else.
+        """
+        if self.kind == "retraining":
+            return [plan(build(Suite, suite_again(records, self.name), self.name))]
         whole = self.read()
         if self.kind != "sweep":
             return [plan(whole)]

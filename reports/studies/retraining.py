@@ -24,9 +24,7 @@ import yaml
 
 from benchmarks.records.record import Record
 from benchmarks.suites.spec import canonical_json
-from reports.findings.tables import Row, Table
-from reports.numbers.display import interval, percent
-from reports.numbers.statistics import mean_interval
+from reports.numbers.display import percent
 from reports.studies.reading import records_at
 
 
@@ -92,27 +90,44 @@ def suite_of(records: Sequence[Record], method: str, model: str, ceiling: int | 
     named: dict[str, list[Record]] = {}
     for record in chosen:
         named.setdefault(canonical_json(record.result["policy"]), []).append(record)
-    spec, epochs = chosen[0].spec, statistics.median(map(_finetuned, chosen))
+    description = f"Every policy that {method} chose on {model}, trained again from every seed."
+    rows = [_row(same[0].result["policy"], _label(same)) for same in named.values()]
+    name = f"retraining-{method}-{model}".replace("_", "-")
+    return _suite(name, description, chosen, rows, statistics.median(map(_finetuned, chosen)))
+
+
+def suite_again(records: Sequence[Record], name: str) -> dict[str, Any]:
+    """The suite that records of given policies are of. Raises ValueError where there are none."""
+    given = sorted(given_of(records), key=lambda record: record.spec["seed"])
+    if not given:
+        raise ValueError(f"{name}: no ok records of given policies")
+    policies = {canonical_json(p): p for record in given if (p := record.spec["method"]["options"]["policy"])}
+    rows = [_row(policy, f"policy {number}") for number, (_, policy) in enumerate(sorted(policies.items()), 1)]
+    return _suite(name, "Policies of one search, each trained again from every seed.", given, rows)
+
+
+def _suite(
+    name: str, description: str, records: Sequence[Record], rows: list[dict[str, Any]], epochs: float | None = None
+) -> dict[str, Any]:
+    """A suite of these rows over the records' seeds, of their network, data and recipe. epochs: None for theirs."""
+    spec = records[0].spec
     kept = {key: spec[key] for key in ("data", "space", "quantizer", "recipe")}
     return {
-        "suite": f"retraining-{method}-{model}".replace("_", "-"),
-        "description": f"Every policy that {method} chose on {model}, trained again from every seed.",
+        "suite": name,
+        "description": description,
         **kept,
         "pretraining": spec["pretraining"] or {"epochs": 1, "recipe": spec["recipe"]},  # published weights need none
         **({"teacher": spec["teacher"]["model"]} if spec.get("teacher") else {}),
         "models": [spec["model"]],
         "ceilings": [spec["ceiling_bops"]],
-        "methods": [
-            "float",
-            *(_row(same) for same in named.values()),
-        ],
-        "seeds": sorted({record.spec["seed"] for record in chosen}),
-        "compute": {"epochs": epochs},
+        "methods": ["float", *rows],
+        "seeds": sorted({record.spec["seed"] for record in records}),
+        "compute": {"epochs": spec["compute"]["epochs"] if epochs is None else epochs},
     }
 
 
-def _row(same: Sequence[Record]) -> dict[str, Any]:
-    return {"name": "given", "label": _label(same), "options": {"policy": same[0].result["policy"]}}
+def _row(policy: Any, label: str) -> dict[str, Any]:
+    return {"name": "given", "label": label, "options": {"policy": policy}}
 
 
 def _finetuned(record: Record) -> float:
@@ -152,23 +167,6 @@ def split(records: Sequence[Record], searched: Sequence[Record] = (), method: st
         policy = canonical_json(record.spec["method"]["options"])
         table.setdefault(policy, {})[record.spec["seed"]] = record.result["metrics"]["test_accuracy"]
     return components(table, _times(given, searched, method) if searched else None)
-
-
-def policies_table(records: Sequence[Record]) -> Table:
-    """Policy -> mean accuracy over seeds with its 95 % t-interval, the float control first."""
-    rows: dict[str, list[float]] = {}
-    for record in sorted(records, key=lambda record: record.spec["method"]["name"]):
-        if record.status == "ok" and record.spec["method"]["name"] in ("float", "given"):
-            options = canonical_json(record.spec["method"]["options"])
-            rows.setdefault(options, []).append(record.result["metrics"]["test_accuracy"])
-    header = ("Policy", "test accuracy, %", "seeds")
-    means = [mean_interval(values) for values in rows.values()]
-    names = ["float control" if options == "{}" else f"policy {n}" for n, options in enumerate(rows)]
-    lines = [
-        Row((name, percent(mean.value) + interval(mean.interval), str(mean.n)))
-        for name, mean in zip(names, means, strict=True)
-    ]
-    return Table(header, tuple(lines), frozenset(header[1:]))
 
 
 def given_of(records: Sequence[Record]) -> list[Record]:
