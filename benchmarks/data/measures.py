@@ -1,6 +1,6 @@
 """What simple classifiers make of a preset's images: `python -m benchmarks.data.measures [--preset procedural-20]`.
 
-Neither mean colour nor single pixels may give a class away; REPRODUCE.md has these figures beside those of networks.
+Neither mean colour nor single pixels may give a class away; docs/procedural.md has these figures.
 """
 
 from __future__ import annotations

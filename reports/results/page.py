@@ -74,7 +74,8 @@ def _picture(shipped: Shipped, picture: Picture | None) -> Iterator[str]:
 
 def _commands(shipped: Shipped) -> str:
     check = [f"python runner.py verify --suite {shipped.suite}"] if _plain(shipped) else []
-    lines = [*shipped.commands, *check, f"python -m reports.results {shipped.name}"]
+    made = [command.replace(" --set ", " \\\n  --set ").replace(" > ", " \\\n  > ") for command in shipped.commands]
+    lines = [*made, *check, f"python -m reports.results {shipped.name}"]
     return "\n".join(["```sh", *lines, "```"])
 
 
