@@ -77,7 +77,7 @@ class Maker:
 
     def drawn(self, shipped: Shipped) -> bytes:
         """The figure as PNG, with the digest of what it was made from."""
-        from reports.figures.pareto import save
+        from reports.figures.style import save
 
         picture = self.sections(shipped).picture
         assert picture, shipped.name

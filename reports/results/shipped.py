@@ -102,7 +102,7 @@ SHIPPED = (
         RETRAINING,
         f"{RETRAINING}.yaml",
         "retraining",
-        before="python -m reports.studies.retraining suite reports/reference/digits-full --method metamix"
+        before="python -m reports.studies.retraining suite reports/reference/digits-full.tar.xz --method metamix"
         f" --model mobilenet_v3_small --ceiling 8816864 > {RETRAINING}.yaml",
     ),
 )
