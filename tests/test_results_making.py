@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 
 import pytest
 
 from benchmarks.commands.session import assignment
+from benchmarks.records.record import Records
 from reports.results.__main__ import main
-from reports.results.making import DOCUMENTS, PAGES, ROOT, Maker, digest_of, made_from
+from reports.results.making import DOCUMENTS, PAGES, RECORDS, ROOT, Maker, digest_of, made_from
 from reports.results.measured import ResultsError
 from reports.results.page import ours_of
 from reports.results.shipped import SHIPPED, Shipped
@@ -64,6 +66,26 @@ def test_without_records_the_suite_and_its_command_are_named(tmp_path, capsys):
     assert "no records of digits-metamix-rate" in said
     assert named("digits-metamix-rate").commands[0] in said
     assert not (tmp_path / "out").exists()
+
+
+def test_records_of_another_suite_and_damaged_ones_are_refused(tmp_path, capsys):
+    shutil.copy(RECORDS / "w8a8.tar.xz", tmp_path / "quick.tar.xz")
+    assert run("quick", "--records", tmp_path, "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "answers none of its trials" in said
+    assert "python runner.py --suite quick" in said
+    whole = (RECORDS / "quick.tar.xz").read_bytes()
+    (tmp_path / "quick.tar.xz").write_bytes(whole[: len(whole) // 2])
+    assert run("quick", "--records", tmp_path, "--out", tmp_path / "out") == 2
+    assert "quick.tar.xz" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_records_gives_the_page_of_their_archive(tmp_path, maker):
+    folder = Records(tmp_path / "quick")
+    for record in maker.records("quick"):
+        folder.put(record)
+    assert Maker(tmp_path).page(named("quick")) == maker.page(named("quick"))
 
 
 def test_an_unknown_page_is_named_with_the_known(capsys):

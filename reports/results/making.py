@@ -46,12 +46,13 @@ class Maker:
             place = self.folder / name
             archive = place.with_name(f"{name}{SUFFIX}")
             if not place.is_dir() and not with_parts(archive):
-                commands = "\n".join(f"  {command}" for command in self.named(name).commands)
-                raise ResultsError(
-                    f"no records of {name}: {place} and {archive.name} are not there; this makes them:\n{commands}"
-                )
+                raise self._lacking(name, f"neither {place} nor {archive.name} is there")
             self._records[name] = list(open_records(place if place.is_dir() else archive))
         return self._records[name]
+
+    def _lacking(self, name: str, why: str) -> ResultsError:
+        commands = "\n".join(f"  {command}" for command in self.named(name).commands)
+        return ResultsError(f"no records of {name}: {why}; this makes them:\n{commands}")
 
     @staticmethod
     def named(name: str) -> Shipped:
@@ -60,7 +61,10 @@ class Maker:
     def measured(self, shipped: Shipped) -> list[Measured]:
         if shipped.name not in self._measured:
             found = [record for name in (shipped.name, *shipped.beside) for record in self.records(name)]
-            self._measured[shipped.name] = [as_measured(planned, found) for planned in shipped.plans(found)]
+            measured = [as_measured(planned, found) for planned in shipped.plans(found)]
+            if not any(outcome.record for one in measured for outcome in one.comparison.outcomes):
+                raise self._lacking(shipped.name, f"what is under its name in {self.folder} answers none of its trials")
+            self._measured[shipped.name] = measured
         return self._measured[shipped.name]
 
     def sections(self, shipped: Shipped) -> Sections:
