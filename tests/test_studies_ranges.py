@@ -123,3 +123,16 @@ def test_no_records_are_one_line(name, tmp_path, capsys):
     said = capsys.readouterr().err
     assert (stop.value.code, said.count("\n")) == (2, 1)
     assert said.startswith(f"error: {tmp_path / name}: ")
+
+
+def test_those_that_start_from_the_same_range_are_also_set_against_beta_gamma():
+    key = ranges.Key("w4a4", "beta-gamma", 0.01)
+    accuracies = {"lsq": 0.9, "beta-gamma": 0.8, "min-max": 0.75}
+    cells = {
+        key._replace(ranges=name): ranges.Cell({0: mean, 1: mean + 0.01 * (name == "min-max")})
+        for name, mean in accuracies.items()
+    }
+    (table,) = [table for table in ranges.tables(cells) if table.header[0] == "w4a4: minus beta-gamma, points, paired"]
+    (row,) = table.rows
+    assert row.cells[0] == "min-max"
+    assert row.cells[1].startswith("−4.50\u00a0[")  # 75 and 76 less 80

@@ -1,4 +1,4 @@
-"""Whether the order of methods hangs on how much compute there is: one suite at several shares of its epochs."""
+"""Whether the order of methods depends on how much compute there is: one suite at several shares of its epochs."""
 
 from __future__ import annotations
 
