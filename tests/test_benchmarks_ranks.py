@@ -341,7 +341,7 @@ def kill_a_rank() -> None:
 def test_a_cluster_s_nodes_are_sent_all_code_and_no_data():
     from pathspec import PathSpec
 
-    from benchmarks.engines.ray import STAYS_HERE
+    from benchmarks.engines.ray.cluster import STAYS_HERE
 
     stays = PathSpec.from_lines("gitignore", STAYS_HERE)
     sent = [*ROOT.glob("methods/**/*.py"), *ROOT.glob("benchmarks/**/*.py"), *ROOT.glob("benchmarks/**/*.yaml")]

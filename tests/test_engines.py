@@ -99,10 +99,10 @@ def test_a_result_may_come_late(tmp_path, monkeypatch):
     ],
 )
 def test_a_trial_is_fitted_to_a_node_that_there_is(asked, nodes, cpus, gpus, slots):
-    from benchmarks.engines.ray import _fitted, _slots
+    from benchmarks.engines.ray.cluster import fitted, slots
 
-    fitted = _fitted(Resources(**asked), nodes)
-    assert (fitted.cpus, fitted.gpus, _slots(fitted, nodes)) == (cpus, gpus, slots)
+    given = fitted(Resources(**asked), nodes)
+    assert (given.cpus, given.gpus, slots(given, nodes)) == (cpus, gpus, slots)
 
 
 @pytest.mark.parametrize(
@@ -115,32 +115,32 @@ def test_a_trial_is_fitted_to_a_node_that_there_is(asked, nodes, cpus, gpus, slo
     ],
 )
 def test_what_fits_no_node_is_refused(asked, nodes, message):
-    from benchmarks.engines.ray import _fitted, _slots
+    from benchmarks.engines.ray.cluster import fitted, slots
 
     with pytest.raises(EngineError, match=message):
-        _slots(_fitted(Resources(**asked), nodes), nodes)
+        slots(fitted(Resources(**asked), nodes), nodes)
 
 
 def test_a_cluster_is_sent_neither_data_nor_results_that_lie_in_the_checkout(tmp_path):
     from pathspec import PathSpec
 
-    from benchmarks.engines.ray import STAYS_HERE, _staying
+    from benchmarks.engines.ray.cluster import STAYS_HERE, staying
 
     stays = PathSpec.from_lines(
-        "gitignore", _staying(Workspace(ROOT / "mine" / "results", "tiny"), Runtime(ROOT / "images"))
+        "gitignore", staying(Workspace(ROOT / "mine" / "results", "tiny"), Runtime(ROOT / "images"))
     )
     assert stays.match_file("mine/results/tiny/records/a.json")
     assert stays.match_file("images/train/a.jpg")
     assert not stays.match_file("methods/hawq.py")
-    here = PathSpec.from_lines("gitignore", _staying(Workspace(ROOT, "tiny"), Runtime()))
+    here = PathSpec.from_lines("gitignore", staying(Workspace(ROOT, "tiny"), Runtime()))
     assert here.match_file("tiny/records/a.json")
     assert here.match_file("float/a.pt")
     assert not here.match_file("methods/hawq.py")
-    assert _staying(Workspace(tmp_path, "tiny"), Runtime(tmp_path)) == STAYS_HERE
+    assert staying(Workspace(tmp_path, "tiny"), Runtime(tmp_path)) == STAYS_HERE
 
 
 def test_what_killed_runs_left_of_ray_is_removed_and_nothing_of_living_ones(tmp_path):
-    from benchmarks.engines.ray import _forget_dead_runs
+    from benchmarks.engines.ray.engine import forget_dead_runs
 
     workspace, host = Workspace(tmp_path, "tiny"), socket.gethostname()
     ended = subprocess.Popen(["true"])
@@ -149,7 +149,7 @@ def test_what_killed_runs_left_of_ray_is_removed_and_nothing_of_living_ones(tmp_
     for name in [*living, f"{host}-{ended.pid}-1", "ranks/left"]:
         (workspace.folder / "ray" / name / "below").mkdir(parents=True)
     with workspace.lock("held", wait=False):
-        _forget_dead_runs(workspace)
+        forget_dead_runs(workspace)
     found = [path.parent for path in workspace.folder.rglob("below")]
     assert sorted(found) == sorted(workspace.folder / "ray" / name for name in living)
 

@@ -110,7 +110,7 @@ def engine_of(options: Options, suite: Suite) -> Engine:
         return LocalEngine(suite.resources)
     # Read when ray is imported: with no cluster to join, all of it listens on this machine's own address alone.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1" if options.address else "0"
-    from benchmarks.engines.ray import RayEngine
+    from benchmarks.engines.ray.engine import RayEngine
 
     return RayEngine(suite.resources, options.address)
 
