@@ -253,17 +253,16 @@ def test_a_row_s_own_micro_batch_is_looked_at_too():
         tiny_suite({"resources.workers_per_trial": 2}, **{**SHARED, "methods": [row]})
 
 
-def test_what_one_rank_cannot_read_is_what_the_job_is_lost_for(tmp_path, quick_ranks):
-    # Ranks are processes of their own, so the harm is done on disk: the float start is damaged for whoever reads it.
+def test_what_ranks_cannot_read_is_what_the_job_is_lost_for(tmp_path, quick_ranks):
+    # Ranks are processes of their own, so the harm is done on disk: a folder is in the float start's place.
     suite = tiny_suite({"resources.workers_per_trial": 2}, **SHARED)
     workspace = Workspace(tmp_path, "tiny")
     first, job = jobs_of(plan(suite))
-    list(together(first, workspace, TWO))
-    workspace.start(first.spec.key).write_bytes(b"damaged")
+    workspace.start(first.spec.key).mkdir(parents=True)
     *_, outcome = together(job, workspace, TWO)
     assert isinstance(outcome, Outcome)
     assert outcome.status == "lost"
-    assert "damaged (" in outcome.message
+    assert "Is a directory" in outcome.message
     assert not list(Records(workspace.records.folder))
 
 

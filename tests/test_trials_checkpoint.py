@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from benchmarks.planning import plan
 from benchmarks.records.workspace import Workspace
 from benchmarks.runtime import Runtime
 from benchmarks.trials import trial
+from benchmarks.trials.checkpoint import load_checkpoint, save_checkpoint
 from tests.harness import (
     comparable,
     copy_float_starts,
@@ -154,3 +156,48 @@ def test_ray_gives_the_same_records_also_when_its_driver_is_killed(tmp_path):
     assert comparable(records) == {f"{name} 0": reference()[f"{name} 0"] for name in names}
     # Ray Tune's own bookkeeping goes with the run that made it; a killed run's stays.
     assert len(list((out / "tiny" / "ray").glob("*"))) <= 1
+
+
+def unfit(saved: dict[str, Any], how: str) -> dict[str, Any]:
+    """A state that no trial of this network can have saved."""
+    other = {"fc.weight": torch.zeros(2)}
+    changes = {
+        "model": {"model": other},
+        "loop": {"loop": {}},
+        "optimizer": {"loop": {**saved["loop"], "trainee": {**saved["loop"]["trainee"], "optimizer": {"state": 1}}}},
+        "random": {"rng": {"cpu": torch.zeros(3)}},
+        "account": {"account": {"phases": {"search/x": [1]}, "shown": {}}},
+    }
+    return {} if how == "empty" else {**saved, **changes[how]}
+
+
+@pytest.mark.parametrize("how", ["model", "loop", "optimizer", "random", "account", "empty"])
+@pytest.mark.parametrize("step", [3, 13])  # during the search, and after it
+def test_a_whole_checkpoint_of_another_shape_is_no_fault_of_the_method(step, how, tmp_path):
+    (chosen,) = plan(tiny_suite(methods=["metamix"])).trials
+    workspace = Workspace(copy_float_starts(tmp_path), "tiny")
+    life = trial.run(chosen.spec, workspace, SAVED)
+    for _ in range(step):
+        next(life)
+    life.close()
+    path = workspace.checkpoint(chosen.id)
+    saved = load_checkpoint(path, chosen.id)
+    assert saved is not None
+    assert saved["stage"] == ("search" if step == 3 else "finetune")
+    save_checkpoint(path, chosen.id, unfit(saved, how))
+    first, *_ = told = list(trial.run(chosen.spec, workspace, SAVED))
+    assert f"{path} does not fit this trial" in first.note
+    assert next(event.step for event in told if event.stage == "search") == 1
+    assert comparable(workspace.records.folder) == {"metamix 0": reference()["metamix 0"]}
+    (record,) = workspace.records
+    assert record.observed["restarts"] == 0
+
+
+def test_a_float_starts_checkpoint_of_another_shape_is_made_anew(tmp_path):
+    (chosen,) = plan(tiny_suite(methods=["float"])).trials
+    workspace = Workspace(tmp_path / "out", "tiny")
+    path = workspace.checkpoint(chosen.spec.start.key)
+    save_checkpoint(path, chosen.spec.start.key, {"model": {"fc.weight": torch.zeros(2)}, "loop": {}, "rng": {}})
+    first, *_ = trial.run(chosen.spec, workspace, SAVED)
+    assert f"{path} does not fit this trial" in first.note
+    assert comparable(workspace.records.folder) == {"float 0": reference()["float 0"]}
