@@ -19,13 +19,13 @@ import yaml
 
 from benchmarks.planning import Plan, Trial
 from benchmarks.records.archive import table
-from benchmarks.records.record import Records
+from benchmarks.records.record import Record
 from reports.build import build_report
 from reports.findings.comparison import gather
 from reports.findings.summary import summarise
 from reports.page import html
 from reports.page.content import FILES, content_of
-from tests.fabricated import fail, make_plan, make_suite, write_records
+from tests.fabricated import Shelf, fail, make_plan, make_suite
 
 HOSTILE = (
     "</pre></td><script>document.title='owned'</script><img src=x onerror=alert(1)>\"'><b>",
@@ -76,22 +76,31 @@ class Planting:
             part.update(changed)
 
 
-def compared(folder: Path, texts: Sequence[str]) -> tuple[Plan, Records]:
+class Strangers(Shelf):
+    """Records in memory, one of them with another result: nothing has judged their texts before a report is made."""
+
+    def __init__(self, plan: Plan, texts: Sequence[str]) -> None:
+        super().__init__(plan, Planting(texts))
+        first = next(iter(self))
+        environment = {**first.observed["environment"], "more": texts[0]}
+        result, observed = {**first.result, "network_digest": "x"}, {**first.observed, "environment": environment}
+        self.other = replace(first, result=result, observed=observed)
+
+    def disputed(self) -> tuple[Record, ...]:
+        return (self.other,)
+
+
+def compared(texts: Sequence[str]) -> tuple[Plan, Strangers]:
     methods = ["float", "uniform-lsq", "hawq", "metamix", "random"]
     plan = make_plan(make_suite(methods, ceilings=("uniform:w4a3", "uniform:w4a4"), seeds=(0, 1)))
-    records = write_records(plan, folder, Planting(texts))
-    first = next(iter(records))
-    environment = {**first.observed["environment"], "more": texts[0]}
-    result, observed = {**first.result, "network_digest": "x"}, {**first.observed, "environment": environment}
-    records.dispute(replace(first, result=result, observed=observed))
-    return plan, records
+    return plan, Strangers(plan, texts)
 
 
 @cache
 def files() -> dict[str, str]:
     """Every text that a report of hostile records writes, by file name."""
     with TemporaryDirectory() as folder:
-        report = build_report(*compared(Path(folder) / "records", HOSTILE), Path(folder) / "out")
+        report = build_report(*compared(HOSTILE), Path(folder))
         written = [path for path in report.paths if path.suffix not in (".pdf", ".png")]
         return {path.name: path.read_text(encoding="utf-8") for path in written}
 
@@ -112,8 +121,7 @@ class Page(HTMLParser):
 
 def harmless() -> Page:
     """The page of the same records with plain words in their place; its figures are empty."""
-    with TemporaryDirectory() as folder:
-        comparison = gather(*compared(Path(folder), ["plain"]))
+    comparison = gather(*compared(["plain"]))
     content = content_of(comparison, summarise(comparison), files=FILES)
     return Page(html.render(content, defaultdict(bytes)))
 
@@ -193,21 +201,20 @@ def test_the_suite_is_read_back():
         ("0123456789" * 4 + "\n", False),
     ],
 )
-def test_only_a_commit_is_checked_out(tmp_path, commit, named):
+def test_only_a_commit_is_checked_out(commit, named):
     def change(trial, result, observed):
         observed["environment"]["commit"] = commit
 
     plan = make_plan(make_suite(["float", "uniform-lsq"]))
-    comparison = gather(plan, write_records(plan, tmp_path, change))
+    comparison = gather(plan, Shelf(plan, change))
     (section,) = (s for s in content_of(comparison, summarise(comparison)).sections if s.id == "reproduce")
     command, said, _ = section.blocks
     assert command.text == f"git checkout {commit}\n" * named + "python runner.py --suite PATH/TO/REPORT/suite.yaml"
     assert ("the commit is not known" in said.text) != named
 
 
-def test_the_table_beside_an_archive_runs_nothing_either(tmp_path):
-    _, records = compared(tmp_path, HOSTILE)
-    record = next(iter(records))
+def test_the_table_beside_an_archive_runs_nothing_either():
+    record = next(iter(compared(HOSTILE)[1]))
     method = {**record.spec["method"], "name": " =1+1\x1b[2J"}
     (row,) = csv.DictReader(io.StringIO(table([replace(record, spec={**record.spec, "method": method})])))
     assert (row["method"], row["commit"]) == ("' =1+1", "")
