@@ -132,12 +132,14 @@ def inspect_network(spec: ModelSpec, data: DataSpec) -> tuple[str, ...]:
         images = torch.randn(_TRIED_IMAGES, *_image_shape(data)).to(memory_format=torch.channels_last)
         ledger = ledger_of(model, _image_shape(data), spec.stays_float)
         work = float_work_of(model, _image_shape(data))
-        _require_training(deepcopy(original), images)
+        failure = _training_failure(deepcopy(original), images)
         _require_same_function(original, model, images)
-        _try(model, ledger, images, data.classes)
+        if failure is None:
+            _try(model, ledger, images, data.classes)
     whole = sum(layer.macs for layer in ledger) + sum(each.macs for each in work)
     said = [str(warning.message) for warning in caught if warning.category is UserWarning]
     said += [f"{each} per image stay float and are in no BOPs, {each.macs / whole:.1%} of all" for each in work]
+    said += [] if failure is None else [f"it does not train as a float network, so its trials will fail: {failure}"]
     return tuple(f"{spec.name}: {each}" for each in dict.fromkeys(said))
 
 
@@ -156,12 +158,16 @@ def _image_shape(data: DataSpec) -> tuple[int, int, int]:
     return CHANNELS, data.image_size, data.image_size
 
 
-def _require_training(original: nn.Module, images: torch.Tensor) -> None:
-    """Raises NetworkError unless the float network takes a step."""
+def _training_failure(original: nn.Module, images: torch.Tensor) -> str | None:
+    """What the float network raises when it takes a step, if it does.
+
+    That is its trials' failure, and no reason to refuse the suite: other networks go on.
+    """
     try:
         original.train()(images.clone()).sum().backward()
-    except Exception as error:  # whatever a network's own code raises
-        raise NetworkError(f"it does not train: {one_line(error)}") from error
+    except Exception as error:  # noqa: BLE001 (whatever a network's own code raises)
+        return one_line(error)
+    return None
 
 
 @torch.no_grad()

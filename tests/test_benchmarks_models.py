@@ -94,7 +94,6 @@ def lazy() -> nn.Module:
         (lambda: Own(choosy), "own: it cannot be followed"),
         (lambda: Own(cut), r"own: it puts out a tensor of shape \(2, 7\), not \(2, 10\)"),
         (lambda: Own(ignores_what_it_returns), "own: it computes something else once its activations do not work in"),
-        (lambda: Own(kept_by_autograd), "own: it does not train: RuntimeError: one of the variables needed"),
         (lambda: Own(unfit), r"own: it does not run on an image of shape \(3, 8, 8\): RuntimeError"),
         (lazy, "own: b.weight has no shape before the first forward"),
     ],
@@ -103,6 +102,13 @@ def test_what_cannot_be_quantized_is_refused_before_anything_runs(planned, build
     with pytest.raises(SuiteError, match=message) as error:
         planned(build)
     assert "\n" not in str(error.value)
+
+
+def test_a_network_that_does_not_train_is_its_trials_failure_and_said_at_plan(planned):
+    (warning,) = planned(lambda: Own(kept_by_autograd)).warnings
+    assert warning.startswith(
+        "own: it does not train as a float network, so its trials will fail: RuntimeError: one of"
+    )
 
 
 def attending(net: Own, x: Tensor) -> Tensor:
