@@ -176,3 +176,10 @@ def test_a_file_is_no_output_folder(tmp_path, below):
 def test_a_folder_that_is_not_there_yet_is_judged_by_its_parents(tmp_path, place):
     (tmp_path / "there").mkdir()
     assert problems("--suite", "smoke", "--out", tmp_path / place) == []
+
+
+def test_convolutions_that_may_crash_without_avx512_are_a_problem(tmp_path, monkeypatch):
+    assert "are right without AVX-512, too" in cli("doctor", "--suite", "smoke", "--out", tmp_path).out
+    monkeypatch.setattr("methods.quantization.strided_pointwise.serves_the_cpu", lambda: False)
+    (said,) = problems("--suite", "smoke", "--out", tmp_path)
+    assert said.startswith("gradients of narrow strided 1x1 convolutions are torch's own")

@@ -79,6 +79,7 @@ def examine(
             "the plan": partial(_plan, suite),
             "GPUs": partial(_gpus, suite),
             "quantizers": partial(_quantizers, suite),
+            "convolutions": _convolutions,
             "a compiler": partial(_compiler, suite),
             "data": data_findings.result,
             "weights": partial(_weights, suite, data, weights),
@@ -283,6 +284,17 @@ def _quantizers(suite: Suite) -> Iterator[Finding]:
     slow = path == "plain" and device == "cpu"
     advice = ": twice the time of kernels; reinstall numba by `make install`" if slow else ""
     yield Finding(not slow, f"quantizers run on the {path} path{advice}")
+
+
+def _convolutions() -> Iterator[Finding]:
+    """Whether the gradients that oneDNN gets wrong without AVX-512 are this project's own."""
+    from methods.quantization import strided_pointwise
+
+    if strided_pointwise.serves_the_cpu():
+        yield Finding(True, "gradients of narrow strided 1x1 convolutions are right without AVX-512, too")
+        return
+    advice = "crash or be wrong on processors without AVX-512: reinstall torch by `make install`"
+    yield Finding(False, f"gradients of narrow strided 1x1 convolutions are torch's own, which {advice}")
 
 
 def _compiler(suite: Suite) -> Iterator[Finding]:

@@ -146,7 +146,7 @@ class _Environment(_Part):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, str | Number | bool | None]
 
-    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{7,64}$")] | None = None
+    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     dirty: bool | None = None
     device: Name | None = None
     processor: Name | None = None

@@ -69,5 +69,11 @@ def _is_unsafe(
     )
 
 
+def serves_the_cpu() -> bool:
+    """Whether convolutions on the CPU take their gradients from here."""
+    table: str = torch._C._dispatch_dump_table("aten::convolution_backward")
+    return any(line.startswith("CPU:") and __file__ in line for line in table.splitlines())
+
+
 _library = torch.library.Library("aten", "IMPL", "CPU")  # the kernel lives as long as this does
 _library.impl("convolution_backward", _convolution_backward, with_keyset=True)
