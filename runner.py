@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.main import get_command
 
 from benchmarks.commands.exits import Exit
 from benchmarks.commands.options import PART, SUITE, Options, shared
 from benchmarks.data.folders import DataError
 from benchmarks.engines import EngineError
 from benchmarks.engines.storage import StorageError
-from benchmarks.messages import SuiteError
+from benchmarks.messages import SuiteError, unknown
 from benchmarks.records.record import RecordError
 from benchmarks.terminal import errors
 from methods import BrokenPluginError, UnknownMethodError
@@ -52,7 +53,7 @@ def sweep(
         str, typer.Option("--shares", help="Of the suite's compute, separated by commas.")
     ] = "0.25,0.5,1,2",
 ) -> Exit:
-    """Run a suite at several shares of its compute, and say whether the order of methods hangs on it."""
+    """Run a suite at several shares of its compute, and say whether the order of methods depends on it."""
     from benchmarks.commands.sweep import execute
 
     return execute(options, shares)
@@ -60,7 +61,7 @@ def sweep(
 
 @app.command("list")
 def list_everything(as_json: JsonOption = False) -> Exit:
-    """List suites and methods."""
+    """List suites, methods, data sets and networks."""
     from benchmarks.commands.list import execute
 
     return execute(as_json=as_json)
@@ -178,7 +179,7 @@ def prepare(
 @app.command()
 @shared(*SUITE, "overrides", "weights", "bad_images")
 def doctor(context: typer.Context, options: Options) -> Exit:
-    """Say what will not work here, and how to mend it."""
+    """Say what will not work here, and what to do about it."""
     from benchmarks.commands.doctor import execute
 
     return execute(context, options)
@@ -209,6 +210,11 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     if not arguments or (arguments[0].startswith("-") and arguments[0] != "--help"):
         arguments = ["run", *arguments]
+    commands = list(get_command(app).commands)  # type: ignore[attr-defined]
+    if not arguments[0].startswith("-") and arguments[0] not in commands:
+        what = unknown("command", arguments[0], commands)
+        errors.print(f"error: {what}; --help says what each does", markup=False)
+        return Exit.WRONG_USE
     try:
         code: int = app(args=list(arguments), standalone_mode=False) or Exit.WELL
     except USER_ERRORS as error:
@@ -219,7 +225,9 @@ def main(arguments: Sequence[str]) -> int:
         errors.print(f"error: {what}; --help lists commands and options", markup=False)
         return Exit.WRONG_USE
     except OSError as error:
-        errors.print(f"error: {error}; free space or mend it and run the same command again, it goes on", markup=False)
+        errors.print(
+            f"error: {error}; make room or put it right, and run the same command again: it goes on", markup=False
+        )
         return Exit.FAILED
     except (KeyboardInterrupt, typer.Abort):
         code = Exit.STOPPED

@@ -12,19 +12,27 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
+from benchmarks.addresses import shown, without_secrets
 from benchmarks.untrusted import printable
 
 
-class _Printable(Console):
-    """A console whose every text is printable."""
+class _Careful(Console):
+    """A console whose every text is printable, and without the user, password and query of any address in it."""
 
     def print(self, *objects: Any, **how: Any) -> None:
-        super().print(*(printable(each) if isinstance(each, str) else each for each in objects), **how)
+        texts = (printable(without_secrets(each)) if isinstance(each, str) else each for each in objects)
+        super().print(*texts, **how)
 
 
-console = _Printable(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
-errors = _Printable(stderr=True, highlight=False, soft_wrap=True)
+console = _Careful(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+errors = _Careful(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say_page(text: str) -> None:
+    """Print a line whose addresses are `shown` already and lead on to a place in a page, behind a # or a ?."""
+    console.print(Text(printable(text)))
 
 
 def warn(text: str) -> None:
@@ -40,7 +48,7 @@ def command_line(context: typer.Context, command: str = "", **changed: Any) -> s
     """Another command, with the options that this one was given and that one takes.
 
     command: its name and arguments; `run` goes without one. changed: options by their parameters' names, over those
-    given; None leaves one out.
+    given; None leaves one out. Addresses are without user, password and query.
     """
     group: Any = context.find_root().command
     name, *_ = [*command.split(), "run"]
@@ -51,7 +59,7 @@ def command_line(context: typer.Context, command: str = "", **changed: Any) -> s
         value, (option, *_) = given[parameter.name or ""], parameter.opts
         if option in takes and (option == "--suite" or value not in (None, parameter.default, [], ())):
             values = value if isinstance(value, list | tuple) else [value]
-            parts += [text for each in values for text in (option, each)]
+            parts += [text for each in values for text in (option, shown(each) if isinstance(each, str) else each)]
     return shlex.join(map(str, parts))
 
 

@@ -31,7 +31,9 @@ class DifferentiableOptions(MethodOptions):
 
 
 class Differentiable:
-    """Weights and inputs are mixtures of their quantized versions, weighted by softmax(theta); one convolution a layer.
+    """Bits learned with the weights: every layer mixes its bit-widths, and the mixture's weights are trained.
+
+    Weights and inputs are mixtures of their quantized versions, weighted by softmax(theta); one convolution a layer.
 
     Weights and theta learn from the same batch and loss, task + penalty * |E[BOPs]/ceiling - 1|, by two optimizers.
     Then the argmax, projected exactly onto the ceiling. Fine-tuning goes on from the mixture's weights and

@@ -39,7 +39,9 @@ class HawqOptions(MethodOptions):
 
 
 class Hawq:
-    """Omega_l(b) = Tr(H_l)/n_l * ||Q_b(W_l) - W_l||^2, plus the same for inputs; least summed Omega under the ceiling.
+    """Bits by sensitivity: a layer's mean Hessian trace times its rounding error, least in sum under the ceiling.
+
+    Omega_l(b) = Tr(H_l)/n_l * ||Q_b(W_l) - W_l||^2, plus the same for inputs; the policy has the least summed Omega.
 
     Traces are Hutchinson's, of the float network's hard cross-entropy in eval mode, un-augmented, fresh probes for each
     batch: at least 10 samples, at most what the share pays. Weights that all have one width are not probed, nor inputs

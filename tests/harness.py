@@ -70,7 +70,7 @@ class NoTracker:
     """Stands in for the mirror to MLflow, whose import and database take longer than a trial here."""
 
     uri = "nowhere"
-    unsupported = False
+    unusable = False
 
     def progress(self, *_what: object) -> None: ...
     def finished(self, *_what: object) -> None: ...

@@ -302,12 +302,12 @@ def test_mixed_commits_uncommitted_changes_and_other_float_weights_are_warned_of
 
     def change(trial, result, observed):
         if trial.row == "hawq":
-            observed["environment"].update(commit="0ther", dirty=True)
+            observed["environment"].update(commit="0ther56789" + 30 * "a", dirty=True)
             observed["weights_digest"] = "other"
 
     commits, dirty, weights = gather(plan, Shelf(plan, change)).warnings
     assert "several commits" in commits
-    assert "0ther (1 record" in commits
+    assert "0ther56789 (1 record" in commits
     assert dirty.startswith("1 of 2 records")
     assert "those are not paired" in weights
 

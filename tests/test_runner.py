@@ -108,12 +108,16 @@ def test_a_command_is_a_process_with_its_exit_code(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_list_names_every_suite_and_method():
+def test_list_names_every_suite_method_data_set_and_network():
     listed = json.loads(cli("list", "--json").out)
     assert {"smoke", "quick", "digits-full", "imagenet-full"} <= set(listed["suites"])
     assert {*METHODS, "given"} <= set(listed["methods"])
     assert all(listed["suites"].values())
-    assert all(described.endswith(".") for described in listed["methods"].values())
+    assert {"digits", "imagefolder"} <= set(listed["datasets"])
+    assert {"resnet18", "mobilenet_v2"} <= set(listed["networks"])
+    words = [*listed["methods"].values(), *listed["datasets"].values(), *listed["networks"].values()]
+    assert all(described.endswith(".") for described in words)
+    assert not [described for described in listed["methods"].values() if "(" in described]  # words, no formula
 
 
 def refused(ran: Ran, *parts: str) -> None:
@@ -151,7 +155,7 @@ def refused(ran: Ran, *parts: str) -> None:
         (["plan", "--suite", "smoke", "--data", "/nope"], ["no data folder /nope", "--data"]),
         (["plan", "--suite", "smoke", "--weights", "/nope"], ["'--weights'", "'/nope' does not exist"]),
         (["--suit", "smoke"], ["--suit", "--help"]),
-        (["lst"], ["lst", "--help"]),
+        (["lst"], ["'lst'", "mlflow-sync", "did you mean 'list'?", "--help"]),
         (["trial", "ffff", "--suite", "smoke"], ["ffff", "plan"]),
         (["evaluate", "ffff", "--suite", "smoke"], ["ffff", "plan"]),
     ],
@@ -612,11 +616,17 @@ def test_mlflow_has_a_nested_run_per_trial_and_syncing_adds_nothing_twice(tmp_pa
     for trial, (params, status, metrics, artifacts) in once.items():
         record = read_record(copy / "tiny" / "records" / f"{trial}.json")
         assert metrics["test_accuracy"][-1][1] == record.result["metrics"]["test_accuracy"]
-        assert (params["method.name"], status) == (record.spec["method"]["name"], "FINISHED")
+        assert (params["method"], status) == (record.spec["method"]["name"], "FINISHED")
         assert "record.json" in artifacts
         assert len(metrics.get("finetune/loss", [])) == len(record.result["curves"]["finetune"])
     assert cli("mlflow-sync", "--suite", suite, "--out", copy, mlflow=True).code == 0
     assert mirrored(copy) == once
+
+
+class Page(list[Any]):
+    """A page of MLflow's answers, the last."""
+
+    token = None
 
 
 class KeptMetrics:
@@ -626,22 +636,27 @@ class KeptMetrics:
         self.runs: list[Any] = []
         self.logged: list[tuple[str, int]] = []
         self.last: dict[str, float] = {}
+        self.tags: dict[str, str] = {}
 
-    def search_runs(self, *_what: object, **_how: object) -> list[Any]:
-        return self.runs
+    def search_runs(self, *_what: object, **_how: object) -> Any:
+        return Page(self.runs)
 
     def create_run(self, *_what: object, **_how: object) -> Any:
-        self.runs = [SimpleNamespace(info=SimpleNamespace(run_id="a"), data=SimpleNamespace(metrics=self.last))]
+        self.runs = [
+            SimpleNamespace(info=SimpleNamespace(run_id="a"), data=SimpleNamespace(metrics=self.last, tags=self.tags))
+        ]
         return self.runs[0]
 
     def get_run(self, _run: str) -> Any:
         return self.runs[0]
 
-    def log_batch(self, _run: str, metrics: Sequence[Any] = (), **_others: object) -> None:
+    def log_batch(self, _run: str, metrics: Sequence[Any] = (), tags: Sequence[Any] = (), **_others: object) -> None:
+        self.tags |= {tag.key: tag.value for tag in tags}
         self.logged += [(metric.key, metric.step) for metric in metrics]
         self.last |= {metric.key: metric.value for metric in metrics}
 
     def log_text(self, *_what: object) -> None: ...
+    def log_inputs(self, *_what: object) -> None: ...
     def set_terminated(self, *_what: object) -> None: ...
 
 

@@ -73,6 +73,7 @@ def examine(method: str, options: Mapping[str, Any], show: Show, *, only: str = 
     sitting = _Sitting(shown)
     examinee = f"{method}={json.dumps(dict(options))}" if options else method
     arguments = [str(EXAM), "--rootdir", str(EXAM.parent.parent), "--examine", examinee, "-q", "-p", "no:cacheprovider"]
+    arguments += ["--capture=sys"]  # this process's own output stays where it goes
     arguments += ["-k", only] if only else []
     unread = io.StringIO()
     with contextlib.redirect_stdout(unread), contextlib.redirect_stderr(unread):

@@ -32,7 +32,7 @@ def execute(context: typer.Context, options: Options, sources: Sequence[Path]) -
     _say(merged, session)
     write_report(session, session.workspace.records)
     warn_of_part(context)
-    say_where(context, session)
+    say_where(context, session, options)
     return Exit.WELL
 
 

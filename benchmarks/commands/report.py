@@ -13,8 +13,9 @@ from benchmarks.commands.session import Session, check_writable, fetch_records, 
 from benchmarks.messages import SuiteError
 from benchmarks.records.archive import open_records
 from benchmarks.records.record import RecordError, RecordSource
+from benchmarks.records.view import address_of, how_to_open
 from benchmarks.suites.spec import digest
-from benchmarks.terminal import command_line, console, warn
+from benchmarks.terminal import command_line, console, say_page, warn
 
 if TYPE_CHECKING:
     from reports.findings.comparison import Comparison
@@ -37,7 +38,7 @@ def execute(context: typer.Context, options: Options, place: Path | None) -> Exi
     elif not any(records.get(trial.id) for trial in session.plan.trials):
         warn(f"no trial of {session.suite.suite} has a record in {place}; is it of another suite, or version?")
     warn_of_part(context)
-    say_where(context, session, place)
+    say_where(context, session, options, place)
     return Exit.WELL
 
 
@@ -102,14 +103,12 @@ def warn_of_part(context: typer.Context) -> None:
         warn(f"the report is of a part of the suite ({' '.join(cut)}), in place of the whole; for that: {whole}")
 
 
-def say_where(context: typer.Context, session: Session, place: Path | None = None) -> None:
+def say_where(context: typer.Context, session: Session, options: Options, place: Path | None = None) -> None:
     """Print where report, records, MLflow's view and networks are. place: of the records, if not the output folder."""
-    from benchmarks.records.tracking import default_uri, has_runs
-
     out, networks = session.workspace.out, session.workspace.networks
     console.print(f"report:  {session.workspace.report / 'index.html'}", markup=False)
     console.print(f"records: {place or session.workspace.records.folder}", markup=False)
-    if has_runs(out):
-        console.print(f"mlflow:  mlflow ui --backend-store-uri {default_uri(out)}", markup=False)
+    if view := how_to_open(address_of(out, options.tracking_uri), session.suite.suite):
+        say_page(f"mlflow:  {view}")
     if networks.is_dir():
         console.print(f"again:   {command_line(context, 'evaluate TRIAL')}  (networks in {networks})", markup=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,22 +49,27 @@ def execute(context: typer.Context, options: Options, retry: str | None) -> Exit
         failed = session.forget_failures()
         if kept:
             kept.forget(failed, session.workspace)
+
+    def keep_and_report() -> None:
+        if kept:
+            kept.keep(session.jobs, session.workspace)
+        write_report(session, session.workspace.records)
+
     lost: dict[str, Outcome] = {}
     if session.missing():
         if kept:  # float starts from before there was a storage, for other nodes
             kept.keep((job for job in session.jobs if not job.is_trial), session.workspace)
-        lost = run_missing(session, engine_of(options, session.suite), options.tracking_uri)
-    if kept:
-        kept.keep(session.jobs, session.workspace)
-    return _finish(context, session, lost)
+        lost = run_missing(session, engine_of(options, session.suite), options.tracking_uri, keep_and_report)
+    else:
+        keep_and_report()
+    return _finish(context, session, options, lost)
 
 
-def _finish(context: typer.Context, session: Session, lost: dict[str, Outcome]) -> Exit:
-    """Report, and say where everything is."""
-    write_report(session, session.workspace.records)
+def _finish(context: typer.Context, session: Session, options: Options, lost: dict[str, Outcome]) -> Exit:
+    """Say what failed, and where everything is."""
     warn_of_part(context)
     amiss = say_amiss(session, lost)
-    say_where(context, session)
+    say_where(context, session, options)
     if would_be_lost_again(lost):
         return Exit.WRONG_USE
     if amiss:
@@ -83,8 +88,10 @@ def check_engine(name: str) -> None:
         raise SuiteError(unknown("engine", name, ["ray", "local"]))
 
 
-def run_missing(session: Session, engine: Engine, tracking_uri: str | None = None) -> dict[str, Outcome]:
-    """Run what is missing; returns what was lost."""
+def run_missing(
+    session: Session, engine: Engine, tracking_uri: str | None = None, report: Callable[[], None] | None = None
+) -> dict[str, Outcome]:
+    """Run what is missing; returns what was lost. report: writes the suite's report, which MLflow gets as well."""
     from benchmarks.commands.progress import View
 
     draw_images(session)
@@ -98,8 +105,12 @@ def run_missing(session: Session, engine: Engine, tracking_uri: str | None = Non
     with place.lock("mlflow", wait=False) as only_writer, View(console, jobs, work, place.records) as view:
         tracker = tracker_for(session, tracking_uri) if only_writer else None
         lost = run_jobs(engine, jobs, place, session.runtime, Mirrored(session, view, tracker))
-        if tracker:
-            tracker.close()
+        try:
+            if report:
+                report()
+        finally:
+            if tracker:
+                tracker.close(sorted(place.report.glob("*.*")) if report else ())
     return lost
 
 

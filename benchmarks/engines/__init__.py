@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from benchmarks.addresses import shown
 from benchmarks.engines.jobs import Job
 from benchmarks.events import Outcome, Progress
 from benchmarks.records.workspace import Workspace
@@ -84,7 +85,7 @@ class _Watch:
             fetched = Storage.at(self.storage).fetch([job], self.workspace)
         except OSError as error:
             return str(error)
-        return "" if fetched else f"nor is it at {self.storage}"
+        return "" if fetched else f"nor is it at {shown(self.storage)}"
 
 
 def run_jobs(

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from secrets import token_hex
 from typing import Any, BinaryIO
 
+from benchmarks.addresses import without_secrets
 from benchmarks.engines.jobs import Job
 from benchmarks.files import write_atomic
 from benchmarks.records.record import RecordError, parse_record
@@ -44,7 +45,9 @@ class Storage:
             files.makedirs(root, exist_ok=True)
         except Exception as error:
             raise StorageError(
-                f"--storage {url}: {error}; is it written as fsspec has it, s3://bucket/folder say?"
+                without_secrets(
+                    f"--storage {url}: {error}; is it written as fsspec has it, s3://bucket/folder say?", url
+                )
             ) from error
         if isinstance(files, LocalFileSystem):
             url = f"file://{root}"  # workers have a working folder of their own
@@ -145,7 +148,9 @@ class Storage:
             return getattr(self.files, what)(*arguments, **options)
         except Exception as error:
             raise StorageError(
-                f"{self.url}: {what} of {arguments[0]} failed: {error}; run the same command again"
+                without_secrets(
+                    f"{self.url}: {what} of {arguments[0]} failed: {error}; run the same command again", self.url
+                )
             ) from error
 
 

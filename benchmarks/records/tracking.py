@@ -7,46 +7,52 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
+from benchmarks.addresses import shown, without_secrets
 from benchmarks.events import Progress
 from benchmarks.planning import Trial
 from benchmarks.records.record import Record
-from benchmarks.suites.suite import Suite
+from benchmarks.records.schema import STATUSES
+from benchmarks.records.view import SHARED_VIEW, database_of, experiment_name
+from benchmarks.suites.suite import Suite, ceiling_name
 
 _TAG = "trial_id"
-_LAST = "/steps_logged"
+_LAST = "steps_logged."
+"""Beginning of the tags that say, by stage, up to which step a curve is logged."""
 _BATCH = 1000
 _MAX_PARAM = 500
-
-
-def default_uri(out: Path) -> str:
-    """$MLFLOW_TRACKING_URI, or an SQLite file in the output folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.resolve() / 'mlflow.db'}"
-
-
-def has_runs(out: Path) -> bool:
-    """Whether `default_uri` leads to a database; of a server it is taken for granted."""
-    return "MLFLOW_TRACKING_URI" in os.environ or (out / "mlflow.db").exists()
+_MAX_NOTE = 5000
+_MAX_DIGEST = 36
+_COLUMNS = (
+    *(f"metrics.`{name}`" for name in ("test_accuracy", "MBOPs")),
+    *(f"params.`{name}`" for name in ("method", "network", "ceiling", "seed")),
+)
+"""What the runs' table shows first, as MLflow's page names columns."""
 
 
 class Tracker:
     """The one writer of a suite's runs, in a thread of its own, so that a slow server never holds up a trial.
 
     Runs are found again by their trial's id, and metrics are never logged twice. failed: told what went wrong, once,
-    at the first failure, after which nothing more is sent. unsupported: whether MLflow takes no such URI at all.
+    at the first failure, after which nothing more is sent. unusable: whether that was the address itself,
+    with which it would fail again.
+    experiment: its id, once anything was sent.
     """
 
-    unsupported = False
+    unusable = False
 
     def __init__(self, suite: Suite, out: Path, uri: str, failed: Callable[[str], None]) -> None:
         self.suite, self.out, self.uri, self.failed = suite, out, uri, failed
+        self.experiment = ""
         self._client: Any = None
-        self._experiment = self._parent = ""
+        self._parent = ""
         self._runs: dict[str, str] = {}
         self._logged: dict[str, dict[str, int]] = {}
         self._broken = False
@@ -83,15 +89,24 @@ class Tracker:
                 self.failed(self._what_failed(error))
 
     def _what_failed(self, error: Exception) -> str:
+        if isinstance(error, MovedError):
+            self.unusable = True
+            return str(error)
         if type(error).__name__.startswith("Unsupported"):  # MLflow has one such class for each kind of store
-            self.unsupported = True
-            return f"MLflow takes no {self.uri}; give --tracking-uri as http://HOST:PORT or sqlite:///FILE"
+            self.unusable = True
+            return f"MLflow takes no {shown(self.uri)}; give --tracking-uri as http://HOST:PORT or sqlite:///FILE"
         advice = "; is a server up there, and --tracking-uri right?" if self.uri.startswith("http") else ""
-        return f"MLflow at {self.uri} failed ({_cause(error)}){advice}"
+        return without_secrets(f"MLflow at {self.uri} failed ({_cause(error)}){advice}", self.uri)
 
     def _end(self, artifacts: Sequence[Path]) -> None:
+        from mlflow.entities import Metric
+
         for path in artifacts:
             self._client.log_artifact(self._parent, str(path), "report")
+        now, nested = int(time.time() * 1000), f"tags.`mlflow.parentRunId` = '{self._parent}'"
+        counts = Counter(run.data.tags.get("status", "running") for run in self._all_runs(nested))
+        metrics = [Metric(f"trials_{status}", float(counts[status]), now, 0) for status in (*STATUSES, "running")]
+        self._client.log_batch(self._parent, metrics=metrics)
         self._client.set_terminated(self._parent)
 
     def _open(self) -> None:
@@ -103,86 +118,212 @@ class Tracker:
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self.out.mkdir(parents=True, exist_ok=True)
-        client = MlflowClient(self.uri)
-        name = f"mixed-precision/{self.suite.suite}"
-        found = client.get_experiment_by_name(name)
-        local = self.uri.startswith("sqlite:")
-        location = (self.out.resolve() / "mlartifacts").as_uri() if local else None
-        self._experiment = found.experiment_id if found else client.create_experiment(name, location)
-        tags = {"mlflow.runName": self.suite.suite, "mlflow.user": "benchmark", "suite": self.suite.suite}
-        runs = client.search_runs([self._experiment], f"tags.suite = '{self.suite.suite}'", max_results=1)
-        self._parent = runs[0].info.run_id if runs else client.create_run(self._experiment, tags=tags).info.run_id
-        client.update_run(self._parent, status="RUNNING")
-        self._client = client
+        self._client = client = MlflowClient(self.uri)
+        try:
+            self.experiment = self._find_experiment()
+            self._parent = self._find_parent()
+            client.update_run(self._parent, status="RUNNING")
+            self._describe()
+        except Exception:
+            self._client = None
+            raise
 
-    def _run(self, trial: Trial) -> str:
-        if trial.id not in self._runs:
-            found = self._client.search_runs([self._experiment], f"tags.{_TAG} = '{trial.id}'", max_results=1)
-            if found:
-                self._runs[trial.id] = found[0].info.run_id
-                there = found[0].data.metrics.items()
-                self._logged[trial.id] = {k.removesuffix(_LAST): int(v) for k, v in there if k.endswith(_LAST)}
-            else:
-                self._runs[trial.id] = self._create(trial)
-                self._logged[trial.id] = {}
-        return self._runs[trial.id]
+    def _find_experiment(self) -> str:
+        """The suite's experiment; one that was deleted on MLflow's page is restored."""
+        name, files = experiment_name(self.suite.suite), (self.out.resolve() / "mlartifacts").as_uri()
+        database = database_of(self.uri)
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            created: str = self._client.create_experiment(name, None if database is None else files)
+            return created
+        if database == self.out.resolve() / "mlflow.db" and found.artifact_location != files:
+            raise MovedError(
+                f"{database} was copied or moved: MLflow would go on to read and write the files of its runs at "
+                f"{found.artifact_location}; delete that copy of the database, and `mlflow-sync` makes it anew"
+            )
+        if found.lifecycle_stage == "deleted":
+            self._client.restore_experiment(found.experiment_id)
+        experiment: str = found.experiment_id
+        return experiment
 
-    def _create(self, trial: Trial) -> str:
+    def _find_parent(self) -> str:
+        """The suite's own run. A new one, in place of a deleted one, takes over the trials' runs."""
+        newest, *older = [*self._all_runs(f"tags.suite = '{self.suite.suite}'")] or [None]
+        for run in older:  # deleted once, and restored with the experiment
+            self._client.delete_run(run.info.run_id)
+        if newest is not None:
+            found: str = newest.info.run_id
+            return found
+        tags = {"mlflow.runName": self.suite.suite, "suite": self.suite.suite, **_SOURCE}
+        parent: str = self._client.create_run(self.experiment, tags=tags).info.run_id
+        self._log_params(parent, _suite_params(self.suite))
+        for run in self._all_runs(f"tags.{_TAG} LIKE '%'"):
+            self._client.set_tag(run.info.run_id, "mlflow.parentRunId", parent)
+        return parent
+
+    def _describe(self) -> None:
+        """What the page needs to open on a table of trials, with the columns that matter first."""
+        view = {
+            "searchFilter": "",
+            "orderByKey": _COLUMNS[0],
+            "orderByAsc": False,
+            "startTime": "ALL",
+            "lifecycleFilter": "Active",
+            "datasetsFilter": [],
+            "modelVersionFilter": "All Runs",
+            "selectedColumns": list(_COLUMNS),
+            "runsExpanded": {self._parent: True},
+        }
+        tags = {
+            "mlflow.experimentKind": "custom_model_development",
+            "mlflow.note.content": self.suite.description,
+            f"mlflow.sharedViewState.{SHARED_VIEW}": json.dumps(view),
+        }
+        for key, value in tags.items():
+            self._client.set_experiment_tag(self.experiment, key, value)
+        self._client.set_tag(self._parent, "mlflow.note.content", self.suite.description)
+
+    def _all_runs(self, which: str) -> Iterator[Any]:
+        token: str | None = ""
+        while token is not None:
+            page = self._client.search_runs([self.experiment], which, max_results=_BATCH, page_token=token or None)
+            yield from page
+            token = page.token or None
+
+    def _log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
 
-        tags = {
-            "mlflow.runName": trial.label,
-            "mlflow.parentRunId": self._parent,
-            "mlflow.user": "benchmark",
-            _TAG: trial.id,
-        }
-        run_id: str = self._client.create_run(self._experiment, tags=tags).info.run_id
-        params = {"row": trial.row, "model": trial.model, "ceiling": trial.ceiling, **_flat(trial.spec.model_dump())}
         self._client.log_batch(run_id, params=[Param(k, str(v)[:_MAX_PARAM]) for k, v in params.items()])
+
+    def _run(self, trial: Trial, started: int | None = None) -> str:
+        """The trial's run, created if there is none. started: when the trial began, in milliseconds; None: now."""
+        if trial.id not in self._runs:
+            found = self._client.search_runs([self.experiment], f"tags.{_TAG} = '{trial.id}'", max_results=1)
+            tags = found[0].data.tags if found else {}
+            self._runs[trial.id] = found[0].info.run_id if found else self._create(trial, started)
+            self._logged[trial.id] = {k.removeprefix(_LAST): int(v) for k, v in tags.items() if k.startswith(_LAST)}
+        return self._runs[trial.id]
+
+    def _create(self, trial: Trial, started: int | None) -> str:
+        tags = {"mlflow.runName": trial.label, "mlflow.parentRunId": self._parent, _TAG: trial.id, **_SOURCE}
+        run_id: str = self._client.create_run(self.experiment, started, tags).info.run_id
+        self._log_params(run_id, _trial_params(trial))
         return run_id
 
-    def _log_curve(self, trial: Trial, rows: Sequence[tuple[str, int, Any]]) -> None:
-        from mlflow.entities import Metric
+    def _log_curve(self, trial: Trial, rows: Sequence[tuple[str, int, Any]], when: int | None = None) -> None:
+        from mlflow.entities import Metric, RunTag
 
-        run_id, now = self._run(trial), int(time.time() * 1000)
+        run_id, when = self._run(trial), when or int(time.time() * 1000)
         # By stage: the scores on validation come with the record only, when fine-tuning's steps are all there.
         logged = self._logged[trial.id]
         fresh = [(stage, step, row) for stage, step, row in rows if step > logged.get(stage, 0)]
         metrics = [
-            Metric(f"{stage}/{name}", float(value), now, step)
+            Metric(f"{stage}/{name}", float(value), when, step)
             for stage, step, row in fresh
             for name, value in row.items()
             if name != "step" and isinstance(value, int | float)
         ]
-        for stage in dict.fromkeys(stage for stage, _, _ in fresh):
-            logged[stage] = max(step for other, step, _ in fresh if other == stage)
-            metrics.append(Metric(f"{stage}{_LAST}", float(logged[stage]), now, 0))
+        for stage, step, _ in fresh:
+            logged[stage] = max(step, logged.get(stage, 0))
         for start in range(0, len(metrics), _BATCH):
             self._client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+        if fresh:
+            stages = dict.fromkeys(stage for stage, _, _ in fresh)
+            self._client.log_batch(run_id, tags=[RunTag(f"{_LAST}{stage}", str(logged[stage])) for stage in stages])
 
     def _log_record(self, trial: Trial, record: Record) -> None:
         from mlflow.entities import Metric, RunTag
 
-        curves = record.result.get("curves", {})
-        self._log_curve(trial, [(stage, row["step"], row) for stage, curve in curves.items() for row in curve])
-        run_id, now, result = self._run(trial), int(time.time() * 1000), record.result
+        result, observed = record.result, record.observed
+        started, finished = _milliseconds(observed.get("started")), _milliseconds(observed.get("finished"))
+        run_id, when = self._run(trial, started), finished or int(time.time() * 1000)
+        curves = result.get("curves", {})
+        self._log_curve(trial, [(stage, row["step"], row) for stage, curve in curves.items() for row in curve], when)
         numbers = {**result.get("metrics", {}), **_cost_metrics(result)}
         there = self._client.get_run(run_id).data.metrics
         self._client.log_batch(
             run_id,
-            metrics=[Metric(name, float(v), now, 0) for name, v in numbers.items() if there.get(name) != float(v)],
-            tags=[RunTag("status", record.status), RunTag("commit", str(record.observed["environment"].get("commit")))],
+            metrics=[Metric(name, float(v), when, 0) for name, v in numbers.items() if there.get(name) != float(v)],
+            tags=[RunTag(key, value) for key, value in _record_tags(record).items()],
         )
+        if digest := observed.get("data_digest"):
+            self._client.log_inputs(run_id, [_dataset(trial, str(digest))])
         self._client.log_text(run_id, record.to_json(), "record.json")
         if result.get("policy"):
             self._client.log_text(run_id, json.dumps(result["policy"], indent=1), "policy.json")
-        self._client.set_terminated(run_id, "FINISHED" if record.status == "ok" else "FAILED")
+        self._client.set_terminated(run_id, "FINISHED" if record.status == "ok" else "FAILED", finished)
+
+
+_SOURCE = {"mlflow.user": "benchmark", "mlflow.source.type": "LOCAL", "mlflow.source.name": "runner.py"}
+
+
+class MovedError(Exception):
+    """A database whose runs keep their files in another place than beside it."""
+
+
+def _suite_params(suite: Suite) -> dict[str, Any]:
+    return {
+        "dataset": suite.data.dataset,
+        "networks": ", ".join(model.name for model in suite.models),
+        "methods": ", ".join(entry.row for entry in suite.methods),
+        "ceilings": ", ".join(map(ceiling_name, suite.ceilings)),
+        "seeds": ", ".join(map(str, suite.seeds)),
+        "epochs": suite.compute.epochs,
+        "protocol": suite.compute.protocol,
+    }
+
+
+def _trial_params(trial: Trial) -> dict[str, Any]:
+    """What tells a suite's trials apart, in the words of its file; the rest is in the record."""
+    spec = trial.spec
+    return {
+        "method": trial.row,
+        "network": trial.model,
+        "ceiling": trial.ceiling,
+        "seed": spec.seed,
+        "draw": spec.draw,
+        "dataset": spec.data.dataset,
+        "epochs": spec.compute.epochs,
+        "search_share": spec.compute.search_share,
+        **_flat(spec.method.options, "options"),
+    }
+
+
+def _record_tags(record: Record) -> dict[str, str]:
+    environment = record.observed.get("environment") or {}
+    tags = {
+        "status": record.status,
+        "mlflow.source.git.commit": str(environment.get("commit") or "unknown"),
+        "mlflow.source.git.dirty": str(bool(environment.get("dirty"))).lower(),
+    }
+    if reason := record.result.get("reason"):
+        note = f"**{record.status}**: {reason.get('type', 'error')}: {reason.get('message', '')}"
+        tags["mlflow.note.content"] = without_secrets(note)[:_MAX_NOTE]
+    return tags
+
+
+def _dataset(trial: Trial, digest: str) -> Any:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    data = trial.spec.data
+    source = json.dumps({"dataset": data.dataset, "digest": digest})
+    described = Dataset(data.dataset, digest[:_MAX_DIGEST], "benchmark", source, profile=data.model_dump_json())
+    return DatasetInput(described, [InputTag("mlflow.data.context", "training and test")])
+
+
+def _milliseconds(time: str | None) -> int | None:
+    """Since 1970, of a time as records have it; None where it is none."""
+    try:
+        return None if time is None else int(datetime.fromisoformat(time).timestamp() * 1000)
+    except ValueError:
+        return None
 
 
 def _cost_metrics(result: dict[str, Any]) -> dict[str, float]:
     cost, account = result.get("cost"), result.get("account")
     numbers: dict[str, float] = {}
     if cost:
+        numbers["MBOPs"] = cost["bops"]["edges8"] / 1e6
         numbers |= {f"bops_{name}": value for name, value in cost["bops"].items()}
         numbers["weight_bytes"] = cost["weight_bytes"]
     if account:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
@@ -37,7 +38,7 @@ class Config(BaseModel):
 Bits = Annotated[int, Field(ge=1, le=8)]
 
 
-def _one_of(own: tuple[str, ...], group: str) -> AfterValidator:
+def _one_of(own: Iterable[str], group: str) -> AfterValidator:
     """Accepts the names of ours and those that plug-ins bring."""
 
     def check(name: str) -> str:
@@ -49,10 +50,22 @@ def _one_of(own: tuple[str, ...], group: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-ModelName = Annotated[
-    str, _one_of(("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "resnet18", "resnet101"), MODELS)
-]
-DatasetName = Annotated[str, _one_of(("digits", "cifar10", "cifar100", "imagefolder", "procedural"), DATASETS)]
+OWN_MODELS = {
+    "mobilenet_v2": "MobileNetV2 (Sandler et al. 2018), torchvision's; any width.",
+    "mobilenet_v3_small": "MobileNetV3-Small (Howard et al. 2019), torchvision's; any width.",
+    "mobilenet_v3_large": "MobileNetV3-Large (Howard et al. 2019), torchvision's; any width.",
+    "resnet18": "ResNet-18 (He et al. 2016), torchvision's; any width.",
+    "resnet101": "ResNet-101 (He et al. 2016), torchvision's; as a teacher.",
+}
+OWN_DATASETS = {
+    "digits": "Handwritten digits of 8 pixels, which come with scikit-learn; ten classes.",
+    "cifar10": "CIFAR-10: photographs of 32 pixels, downloaded by `prepare`; ten classes.",
+    "cifar100": "CIFAR-100: photographs of 32 pixels, downloaded by `prepare`; a hundred classes.",
+    "imagefolder": "A folder of image files, train/<class>/ and val/<class>/, such as ImageNet's.",
+    "procedural": "Images drawn by this project from a preset, anywhere the same to the bit.",
+}
+ModelName = Annotated[str, _one_of(OWN_MODELS, MODELS)]
+DatasetName = Annotated[str, _one_of(OWN_DATASETS, DATASETS)]
 
 
 class ModelSpec(Config):

@@ -79,7 +79,8 @@ def provenance_warnings(found: Found) -> list[str]:
     dirty = sum(bool(_environment(record).get("dirty")) for _, record in found)
     warnings = []
     if len(commits) > 1:
-        warnings.append(f"records of several commits stand in one table: {_listing(commits)}")
+        short = {str(commit)[:10]: trials for commit, trials in commits.items()}
+        warnings.append(f"records of several commits stand in one table: {_listing(short)}")
     if dirty:
         warnings.append(f"{dirty} of {len(found)} records come from a working tree with uncommitted changes")
     if len(devices) > 1:

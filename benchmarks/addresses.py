@@ -1,0 +1,62 @@
+"""Addresses as they may be shown, kept or logged: without the user, the password and the query that they carry."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote, urlsplit
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]*")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(.*)", re.DOTALL)
+_SHORTEST = 3
+"""Characters; shorter parts of an address are no secret that could be told from other text."""
+
+
+def shown(address: str) -> str:
+    """An address without its userinfo, query and fragment. What cannot be taken apart safely is left out whole.
+
+    >>> shown("http://me:secret@example.org:5000/a?token=x"), shown("s3://bucket/folder"), shown("runs")
+    ('http://example.org:5000/a', 's3://bucket/folder', 'runs')
+    >>> shown("http://me:se/cret@example.org")
+    'http://...'
+    """
+    if not (parts := _SCHEME.fullmatch(address)):
+        return address
+    scheme, rest = parts.groups()
+    authority, *after = re.split(r"(?=[/?#])", rest, maxsplit=1)
+    path = "".join(after)
+    if "@" in path and (":" in authority or "@" in authority):  # a password with a slash, or a path with an @
+        return f"{scheme}..."
+    return scheme + authority.rpartition("@")[2] + re.split(r"[?#]", path, maxsplit=1)[0]
+
+
+def without_secrets(text: str, *addresses: str | None) -> str:
+    """A text with every address in it as `shown`, and without the secrets of `addresses` wherever else they stand.
+
+    >>> without_secrets("no bucket key:secret in s3://key:secret@bucket", "s3://key:secret@bucket")
+    'no bucket *** in s3://bucket'
+    """
+    for address in filter(None, addresses):
+        text = text.replace(address, shown(address))
+    text = _ADDRESS.sub(lambda found: shown(found[0]), text)
+    secrets = {secret for address in filter(None, addresses) for secret in _secrets(address)}
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+def _secrets(address: str) -> set[str]:
+    """The parts that `shown` leaves out, together and one by one, as written and decoded."""
+    if not (parts := _SCHEME.fullmatch(address)):
+        return set()
+    userinfo = parts[2].rpartition("@")[0]
+    _, colon, password = userinfo.partition(":")
+    query = _query(address)
+    found = {userinfo, password if colon else "", query, *(pair.partition("=")[2] for pair in query.split("&"))}
+    return {secret for part in found for secret in (part, unquote(part)) if len(secret) >= _SHORTEST}
+
+
+def _query(address: str) -> str:
+    try:
+        return urlsplit(address).query
+    except ValueError:  # such as a bracket that is not closed
+        return ""
