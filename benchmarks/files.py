@@ -4,37 +4,112 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
+import re
+import socket
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO
 
+ABANDONED_SECONDS = 24 * 3600.0
+"""After this time a file that another machine had begun counts as left behind."""
+
+_UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9a-f]{8}", re.DOTALL)
+
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Have `write` fill a file that then appears at `path` whole or not at all, also through a kill or a full disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{token_hex(4)}")
+    """Have `write` fill a file that then appears at `path` whole or not at all, also through a kill or a full disk.
+
+    Once it returns, file and name are on the disk, also through a power failure. What killed writers had begun in the
+    same folder is removed. Raises OSError that names the file.
+    """
+    _make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{token_hex(4)}")
     try:
-        with temporary.open("xb") as file:
+        with _begin(temporary) as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
+            _sync(file.fileno())
+        _rename(temporary, path)
+        _sync_folder(path.parent)
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
+def _begin(path: Path) -> BinaryIO:
+    return path.open("xb")
+
+
+_sync, _rename = os.fsync, os.replace
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, to last; in one that is there, remove what killed writers left."""
+    if folder.is_dir():
+        _forget_once(folder)
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk; a file system that cannot do that for folders needs no asking."""
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _sync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise OSError(error.errno, error.strerror, str(folder)) from error
+    finally:
+        os.close(number)
+
+
+@cache
+def _forget_once(folder: Path) -> None:
+    _forget(folder, None)
+
+
 def forget_unfinished(path: Path) -> None:
-    """Remove what `write_atomic` had begun at `path` in processes of this machine that were killed."""
-    for part in path.parent.glob(f".{path.name}.*-*"):
-        pid = part.suffix[1:].partition("-")[0]
-        if pid.isdecimal() and not Path("/proc", pid).exists():
-            part.unlink(missing_ok=True)
+    """Remove what `write_atomic` had begun at `path` in processes that were killed."""
+    _forget(path.parent, path.name)
+
+
+def _forget(folder: Path, name: str | None) -> None:
+    """Remove files that killed writers had begun in a folder, of one name or of any.
+
+    A process is known to be gone only on the machine, and in the container, that it ran in; what another has begun is
+    left behind once it is a day old.
+    """
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = _UNFINISHED.fullmatch(entry.name)
+            if not found or (name is not None and found["name"] != name):
+                continue
+            with suppress(FileNotFoundError):
+                here = found["machine"] == _machine()
+                gone = here and not Path("/proc", found["pid"]).exists()
+                if gone or time.time() - entry.stat(follow_symlinks=False).st_mtime > ABANDONED_SECONDS:
+                    Path(entry.path).unlink()
+
+
+@cache
+def _machine() -> str:
+    """Tells apart machines, their boots, and containers, in which process numbers mean other processes."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text(), str(Path("/proc/self/ns/pid").readlink())]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -65,7 +140,10 @@ def read_regular(path: Path, most: int, *, follow: bool = True) -> bytes:
 
 @contextmanager
 def file_lock(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold the lock that is the file `path`; yields whether it was had. The system frees it however a process ends."""
+    """Hold the lock that is the file `path`; yields whether it was had. The system frees it however a process ends.
+
+    Raises OSError for a file system without locks, with what to do.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
@@ -73,4 +151,14 @@ def file_lock(path: Path, *, wait: bool) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise OSError(error.errno, _NO_LOCKS, str(path)) from None
+            raise OSError(error.errno, error.strerror, str(path)) from None
         yield True
+
+
+_NO_LOCKS = (
+    "its file system has no locks, without which two runs would write the same files: choose an output folder on "
+    "another, or have it mounted with locks (NFS: start rpc.statd; Lustre: mount with -o flock)"
+)

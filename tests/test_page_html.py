@@ -17,7 +17,7 @@ import pytest
 from reports.build import build_report
 from reports.findings.comparison import gather
 from reports.page.explorer import explorers
-from tests.fabricated import make_plan, make_suite, with_label, write_records
+from tests.fabricated import Shelf, make_plan, make_suite, with_label, write_records
 
 pytestmark = pytest.mark.browser
 
@@ -191,7 +191,7 @@ def test_the_points_of_a_figure_lie_where_their_numbers_say(tmp_path):
         if trial.row == "hawq" and trial.spec.seed == 0:
             result["cost"]["weight_bytes"] //= 2
 
-    both = explorers(gather(plan, write_records(plan, tmp_path / "lighter", lighter)))
+    both = explorers(gather(plan, Shelf(plan, lighter)))
     assert [figure.cost for figure in both] == ["MBOPs per image", "weights, KiB"]
     cheapest = min(drawn.dots, key=lambda dot: dot.x)
     assert f"{min(o.bops for o in outcomes) / 1e9:#.4g}" in cheapest.text

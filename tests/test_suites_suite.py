@@ -13,7 +13,7 @@ from benchmarks.ledgers import FOLDER, ledger_for, ledger_path
 from benchmarks.messages import SuiteError
 from benchmarks.models import measure_ledger
 from benchmarks.planning import plan
-from benchmarks.suites.suite import Suite, load_suite, select, suite_names
+from benchmarks.suites.suite import SUITES, Suite, load_suite, select, suite_names
 from methods import load_method
 from methods.quantization.cost import bops, ledger_from_json, ledger_to_json, uniform_bits
 from tests.harness import TINY, cli, tiny_suite, write_suite
@@ -162,3 +162,24 @@ def test_how_often_a_trial_saves_itself_is_no_part_of_it(tmp_path):
     )
     assert (every.runtime.checkpoint_seconds, usual.runtime.checkpoint_seconds) == (0, 10)
     assert [trial.id for trial in every.plan.trials] == [trial.id for trial in usual.plan.trials]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (f"seeds: [{'9' * 5001}]", "cannot read the suite"),
+        (f"compute: {{epochs: {'1' * 5001}}}", "cannot read the suite"),
+        (f"ceilings: [{'1' * 400}]", r"BOPs binds no network"),
+        (f"seeds: [{2**63}]", "seeds"),
+        (f"seeds: {list(range(1001))}", "at most 1000 items"),
+    ],
+)
+def test_numbers_of_thousands_of_digits_and_a_million_seeds_are_one_line(line, message, tmp_path):
+    name = line.partition(":")[0]
+    shipped = yaml.safe_load((SUITES / "smoke.yaml").read_text())
+    rest = yaml.safe_dump({key: value for key, value in shipped.items() if key != name})
+    (tmp_path / "s.yaml").write_text(f"{rest}\n{line}\n")
+    with pytest.raises(SuiteError, match=message) as refused:
+        load_suite(str(tmp_path / "s.yaml"))
+    assert len(str(refused.value).splitlines()) == 1
+    assert len(str(refused.value)) < 700

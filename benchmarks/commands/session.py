@@ -20,7 +20,7 @@ from benchmarks.planning import Plan, Trial, plan
 from benchmarks.records.record import Record, RecordError
 from benchmarks.records.workspace import Workspace
 from benchmarks.runtime import Runtime
-from benchmarks.suites.suite import Suite, load_suite, require_fit, select
+from benchmarks.suites.suite import MOST_SEEDS, Suite, load_suite, require_fit, select
 from benchmarks.terminal import warn
 
 
@@ -150,8 +150,12 @@ def assignment(text: str) -> tuple[str, Any]:
         raise SuiteError(f"--set {text!r}: write key=value, such as recipe.batch_size=32")
     try:
         return key, yaml.safe_load(value)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise SuiteError(f"--set {text!r}: {explain_yaml(error)}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise SuiteError(f"--set {_short(text)}: {explain_yaml(error)}") from None
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 200 else f"{text[:200]}...")
 
 
 def _parts(option: str, text: str) -> list[str]:
@@ -164,8 +168,11 @@ def _parts(option: str, text: str) -> list[str]:
 
 def _seeds(text: str) -> list[int]:
     seeds = _parts("--seeds", text)
-    if not all(seed.isdecimal() for seed in seeds):
-        raise SuiteError(f"--seeds {text!r}: write whole numbers from 0 on, separated by commas, such as 0,1,2")
+    if not all(seed.isdecimal() and len(seed) < 19 for seed in seeds) or len(seeds) > MOST_SEEDS:
+        raise SuiteError(
+            f"--seeds {_short(text)}: write whole numbers from 0 on, separated by commas, such as 0,1,2; "
+            f"at most {MOST_SEEDS} of at most 18 digits"
+        )
     return list(dict.fromkeys(map(int, seeds)))
 
 

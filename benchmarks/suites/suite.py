@@ -31,6 +31,9 @@ from methods import known_methods, load_method
 
 SUITES = Path(__file__).parent
 YAML = (".yaml", ".yml")
+MOST_BOPS = 10**24
+MOST_SEEDS = 1000
+"""Ten give an interval; of a million nobody waits for the plan."""
 
 
 class Resources(Config):
@@ -105,6 +108,8 @@ def _whole_bops(given: Any) -> Any:
         raise ValueError(f"{given} is no number of BOPs")
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(_no_ceiling(given))
+    if not isinstance(value, str) and abs(value) > MOST_BOPS:
+        raise ValueError(f"a ceiling of more than {MOST_BOPS:.0e} BOPs binds no network")
     return round(value) if isinstance(value, float) else value
 
 
@@ -132,7 +137,7 @@ class Suite(Config):
     methods: tuple[MethodEntry, ...] = Field(min_length=1)
     pairs: tuple[tuple[str, str], ...] = ()
     cut_pairs: int = Field(0, ge=0)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(min_length=1, max_length=MOST_SEEDS)
     quantizer: QuantizerSpec = QuantizerSpec()
     recipe: Recipe
     compute: ComputeGrant
@@ -261,10 +266,10 @@ def load_suite(name: str, overrides: Mapping[str, Any] | None = None) -> Suite:
             raise SuiteError(unknown("suite", name, suite_names())) from None
         what = f"no suite file {path}" if name.endswith(YAML) else f"no suite {name}"
         raise SuiteError(f"{what}; a suite is a name that `list` shows, or a file that ends in .yaml") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise SuiteError(f"cannot read the suite {path}: {explain_yaml(error)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SuiteError(f"cannot read the suite {path}: {error}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # the last of a number of thousands of digits
+        raise SuiteError(f"cannot read the suite {path}: {explain_yaml(error)}") from None
     if not isinstance(data, dict):
         raise SuiteError(f"{path} is not a suite: expected keys such as {', '.join(list(Suite.model_fields)[:6])}")
     for key, value in (overrides or {}).items():
