@@ -171,3 +171,11 @@ def test_a_result_that_no_record_can_hold_is_known_before_it_is_written():
             require_sound(spec, {**HAWQ.result, "search": search})
     with pytest.raises(ValueError, match=r"no record can hold: result\.curves"):
         require_sound(spec, {**HAWQ.result, "curves": {"search": [{"step": [1]}]}})
+
+
+def test_half_a_surrogate_pair_in_a_message_keeps_no_record_from_being_read(tmp_path):
+    """As names of files have that are not UTF-8, which messages repeat."""
+    record = ended()
+    record.result["reason"]["message"] = "cannot read 'x\udcff.png' \U0001f600"
+    Records(tmp_path).put(record)
+    assert Records(tmp_path).get(record.id) == record
