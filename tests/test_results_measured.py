@@ -15,7 +15,7 @@ from benchmarks.suites.suite import load_suite
 from methods import load_method
 from reports.results import page as pages
 from reports.results.making import Maker
-from reports.results.measured import ResultsError, as_measured
+from reports.results.measured import GRIDS, ResultsError, as_measured
 from reports.results.sections import sections_of
 from tests.fabricated import make_plan, make_record, make_suite, with_label
 
@@ -72,6 +72,22 @@ def test_of_several_versions_the_newest_counts_and_the_others_are_left_out():
         measured = as_measured(planned, order)
         assert {record.spec["method"]["version"] for record in measured.left_out} == {0}
         assert measured.changes == ()
+
+
+def test_records_from_before_a_network_s_grids_changed_still_answer_and_are_named():
+    planned, records = made(["float", "hawq"])
+    trials = tuple(
+        replace(trial, spec=trial.spec.model_copy(update={"kinds": "0123456789abcdef"})) for trial in planned.trials
+    )
+    changed_since = replace(planned, trials=trials)
+    measured = as_measured(changed_since, records)
+    assert {outcome.state for outcome in measured.comparison.outcomes} == {"ok"}
+    assert {(change.row, change.what) for change in measured.changes} == {("mobilenet_v2", GRIDS)}
+    today = [make_record(trial) for trial in trials]
+    for order in (records + today, today + records):
+        again = as_measured(changed_since, order)
+        assert again.changes == ()
+        assert {record.id for record in again.left_out} == {record.id for record in records}
 
 
 def test_a_record_of_another_question_answers_nothing():

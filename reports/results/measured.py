@@ -19,6 +19,8 @@ from benchmarks.suites.spec import MethodSpec, canonical_json
 from methods import load_method
 from reports.findings.comparison import Comparison, gather
 
+GRIDS = "grids"
+
 
 class ResultsError(Exception):
     """Records or a page from which no page can be made; the message says what to do."""
@@ -45,7 +47,10 @@ class Held:
 
 @dataclass(frozen=True)
 class Change:
-    """What a row's records have otherwise than today's trials: a method's version, or one of its options."""
+    """What records have otherwise than today's trials. row: the row, or for GRIDS the network.
+
+    what: `version` or `protocol`, an option of the method, or GRIDS, the kinds and ties of the network's layers.
+    """
 
     row: str
     what: str
@@ -66,9 +71,9 @@ def as_measured(planned: Plan, records: Sequence[Record]) -> Measured:
     """The plan's trials, each with the versions and options of the record that answers it.
 
     A record answers a trial that asks the same of the same network, ceiling, seed and draw, of the same method with the
-    options that the suite names for the row; protocol, version and options that the suite leaves to the method may
-    differ. Of several records of one trial the newest version counts. Raises ResultsError where a record fits two rows
-    equally well, ComparisonError where records cannot stand in one table.
+    options that the suite names for the row. Protocol, version, options that the suite leaves to the method and the
+    grids of the network's layers may differ. Of several records of one trial the newest version counts. Raises
+    ResultsError where a record fits two rows equally well, ComparisonError where records cannot stand in one table.
     """
     answers, left_out = _answers(planned, records)
     pairs = [(trial, answers.get(trial.id)) for trial in planned.trials]
@@ -89,7 +94,9 @@ def _answers(planned: Plan, records: Sequence[Record]) -> tuple[dict[str, Record
     }
     answers: dict[str, Record] = {}
     left_out = []
-    for record in sorted(records, key=lambda record: -record.trial_spec.method.version):
+    today = {trial.spec.kinds for trial in planned.trials}
+    newest = [(-(spec := record.trial_spec).method.version, spec.kinds not in today) for record in records]
+    for _, record in sorted(zip(newest, records, strict=True), key=lambda pair: pair[0]):
         nearest = _nearest(record, asked.get(_question(record.trial_spec.model_dump(mode="json")), []), stated)
         if nearest is None or nearest.id in answers:
             left_out.append(record)
@@ -99,8 +106,8 @@ def _answers(planned: Plan, records: Sequence[Record]) -> tuple[dict[str, Record
 
 
 def _question(spec: Mapping[str, Any]) -> str:
-    """What a specification asks, but for protocols and what its method's options are."""
-    parts = {key: value for key, value in spec.items() if key != "protocol"}
+    """What a specification asks, but for protocols, its method's options and the grids of its network's layers."""
+    parts = {key: value for key, value in spec.items() if key not in ("protocol", "kinds")}
     if teacher := parts.get("teacher"):
         parts["teacher"] = {key: value for key, value in teacher.items() if key != "protocol"}
     return canonical_json({**parts, "method": spec["method"]["name"]})
@@ -139,6 +146,8 @@ def _changes(trial: Trial, record: Record) -> Iterable[Change]:
         yield Change(trial.row, "version", then.version, today.version)
     for key in _differing(then.options, today.options):
         yield Change(trial.row, key, _told(then.options.get(key)), _told(today.options.get(key)))
+    if record.trial_spec.kinds != trial.spec.kinds:
+        yield Change(trial.model, GRIDS, record.trial_spec.kinds, trial.spec.kinds)
     if record.trial_spec.protocol != trial.spec.protocol:
         yield Change(trial.row, "protocol", record.trial_spec.protocol, trial.spec.protocol)
 

@@ -11,7 +11,7 @@ from benchmarks.records.record import Record
 from reports.findings.comparison import Comparison, Outcome
 from reports.findings.tables import Row, Table, escape_markdown, markdown
 from reports.numbers.display import NOTHING, count, listing
-from reports.results.measured import Change, Measured, ResultsError
+from reports.results.measured import GRIDS, Change, Measured, ResultsError
 from reports.results.sections import Picture, Sections
 from reports.results.shipped import Shipped
 
@@ -102,6 +102,8 @@ def _of_records(shipped: Shipped, measured: Sequence[Measured]) -> Iterator[str]
 
 
 def _change(change: Change) -> str:
+    if change.what == GRIDS:
+        return escape_markdown(f"other grids of {change.row}'s layers than today's")
     if change.what in ("version", "protocol"):
         return escape_markdown(f"{change.row} at {change.what} {change.then} (today {change.today})")
     return escape_markdown(f"{change.row} with {change.what} {change.then} (today {change.today})")
