@@ -20,6 +20,7 @@ import torch
 
 import runner
 from benchmarks import engines
+from benchmarks.commands.exits import Exit
 from benchmarks.commands.progress import View
 from benchmarks.engines import Observer, keeping, run_jobs
 from benchmarks.engines.execute import execute
@@ -193,7 +194,7 @@ def test_a_trial_stopped_on_one_machine_goes_on_on_another(tmp_path, step):
         time.sleep(0.005)
     os.kill(first.pid or 0, signal.SIGTERM)
     first.join(DEADLINE_SECONDS)
-    assert first.exitcode == runner.STOPPED
+    assert first.exitcode == Exit.STOPPED
     assert len(list((tmp_path / "kept" / "tiny" / "checkpoints").iterdir())) == 1
     second = start(trial_on, finished().suite, tmp_path / "two", url, chosen.id, ticks)
     second.join(DEADLINE_SECONDS)

@@ -109,7 +109,7 @@ def test_a_network_that_cannot_be_trained_fails_its_trials_and_no_others(engine,
     ran = subprocess.run(command, cwd=ROOT, env=breaking, capture_output=True, text=True, check=False)
     assert ran.returncode == 1, ran.stderr
     records = list(Records(tmp_path / "out" / "tiny" / "records"))
-    ended = {(record.trial_spec.model.name, record.status) for record in records}
+    ended = {(record.spec["model"]["name"], record.status) for record in records}
     assert ended == {("breaking", "failed"), ("resnet18", "ok")}
     assert len(records) == 4
     for record in records:

@@ -141,8 +141,13 @@ class Account:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError, or what a state of another shape brings."""
         for part in ("phases", "shown"):
-            setattr(self, part, {name: Entry(*numbers) for name, numbers in state[part].items()})
+            entries = {}
+            for name, numbers in state[part].items():
+                macs_per_image, steps, images, teacher = map(int, numbers)
+                entries[name] = Entry(macs_per_image, steps, images, teacher)
+            setattr(self, part, entries)
 
     def to_dict(self) -> dict[str, Any]:
         """The account as a record keeps it."""
