@@ -13,6 +13,7 @@ from rich.console import Console
 
 from benchmarks import terminal
 from benchmarks.trials.faults import traceback_of
+from benchmarks.trials.notes import Notes
 from benchmarks.untrusted import COMMIT, csv_cell, printable
 from tests.harness import ROOT
 
@@ -112,3 +113,10 @@ def test_a_traceback_has_paths_relative_to_the_project(folder, shown):
 def test_a_folder_whose_name_only_ends_like_the_project_s_is_left_alone():
     text = traceback_of(raised_in(f"/mnt{ROOT}/mine.py"))
     assert f'File "/mnt{ROOT}/mine.py"' in text
+
+
+def test_a_record_of_a_failure_keeps_no_password():
+    error = raised_in("s3://key:planted-secret@bucket/weights")
+    notes = Notes({}).outcome("failed", error)
+    assert notes["reason"] == {"type": "ValueError", "message": "in s3://bucket/weights"}
+    assert "planted-secret" not in traceback_of(error)

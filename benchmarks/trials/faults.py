@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.addresses import without_secrets
 from benchmarks.data.folders import DataError
 from benchmarks.messages import SuiteError
 from benchmarks.ranks import RankLostError, RanksDifferError
@@ -103,10 +104,10 @@ def require_device(device: str, error: Exception) -> None:
 
 
 def traceback_of(error: BaseException) -> str:
-    """An error's traceback as records keep it: paths relative to the project and to Python's folders, home as `~`."""
-    text = "".join(traceback.format_exception(error))
+    """An error's traceback as records keep it: short paths, home as `~`, no secrets of addresses."""
+    text = without_secrets("".join(traceback.format_exception(error)))
     project = Path(__file__).parents[2]
-    for folder in (project, project.resolve(), Path(sys.prefix), Path(sys.base_prefix)):
+    for folder in (Path(sys.prefix), Path(sys.base_prefix), project, project.resolve()):  # .venv is in the project
         text = _renamed(text, folder, "")
     with suppress(RuntimeError):  # nobody's home, as in some containers
         text = _renamed(text, Path.home(), "~/")

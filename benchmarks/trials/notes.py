@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.addresses import without_secrets
 from benchmarks.records.schema import Status
 from benchmarks.runtime import Runtime
 from benchmarks.trials.checkpoint import network_digest
@@ -73,9 +74,10 @@ class Notes:
 
     def outcome(self, status: Status, error: Exception | None = None) -> dict[str, Any]:
         """The part of a record's result that is told of every trial, however it ended."""
+        told = None if error is None else {"type": type(error).__name__, "message": without_secrets(str(error))}
         return {
             "status": status,
-            "reason": None if error is None else {"type": type(error).__name__, "message": str(error)},
+            "reason": told,
             "search_stopped": self.search_stopped,
             "account": None if self.account is None else self.account.to_dict(),
             "curves": self.curves,
