@@ -1,4 +1,4 @@
-"""Datasets and the stream over them: what an image, an epoch and a batch hang on."""
+"""Datasets and the stream over them: what an image, an epoch and a batch depend on."""
 
 from __future__ import annotations
 

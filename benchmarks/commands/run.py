@@ -68,13 +68,13 @@ def execute(context: typer.Context, options: Options, retry: str | None) -> Exit
 def _finish(context: typer.Context, session: Session, options: Options, lost: dict[str, Outcome]) -> Exit:
     """Say what failed, and where everything is."""
     warn_of_part(context)
-    amiss = say_amiss(session, lost)
+    unfinished = say_failures(session, lost)
     say_where(context, session, options)
     if would_be_lost_again(lost):
         return Exit.WRONG_USE
-    if amiss:
+    if unfinished:
         console.print("some trials failed or were lost: run the same command again (--retry failed for failed ones)")
-    return Exit.FAILED if amiss else Exit.WELL
+    return Exit.FAILED if unfinished else Exit.WELL
 
 
 def would_be_lost_again(lost: dict[str, Outcome]) -> bool:
@@ -171,7 +171,7 @@ def compare_images(session: Session) -> None:
             )
 
 
-def say_amiss(session: Session, lost: dict[str, Outcome]) -> bool:
+def say_failures(session: Session, lost: dict[str, Outcome]) -> bool:
     """Print what failed or was lost; whether there was any."""
     records = [session.record(trial.id) for trial in session.plan.trials]
     failed = [record for record in records if record and record.status in ("failed", "over_ceiling")]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from benchmarks.commands.exits import Exit
 from benchmarks.commands.options import Options
 from benchmarks.commands.report import gathered
-from benchmarks.commands.run import check_engine, engine_of, run_missing, say_amiss, would_be_lost_again
+from benchmarks.commands.run import check_engine, engine_of, run_missing, say_failures, would_be_lost_again
 from benchmarks.commands.session import Session, check_writable, open_session
 from benchmarks.events import Outcome
 from benchmarks.messages import SuiteError
@@ -28,24 +28,24 @@ def execute(options: Options, shares: str) -> Exit:
     check_writable(options.out)
     for warning in whole.plan.warnings:
         warn(warning)
-    amiss, lost = _run_each(sessions, options)
+    unfinished, lost = _run_each(sessions, options)
     _write_stability(whole, sessions)
     if would_be_lost_again(lost):
         return Exit.WRONG_USE
-    if amiss:
+    if unfinished:
         console.print("some trials failed or were lost: run the same command again")
-    return Exit.FAILED if amiss else Exit.WELL
+    return Exit.FAILED if unfinished else Exit.WELL
 
 
 def _run_each(sessions: Mapping[float, Session], options: Options) -> tuple[bool, dict[str, Outcome]]:
     """Whether some trial failed or was lost, and what was lost."""
-    amiss, all_lost = False, dict[str, Outcome]()
+    unfinished, all_lost = False, dict[str, Outcome]()
     for session in sessions.values():
         session.set_damaged_aside()
         lost = run_missing(session, engine_of(options, session.suite)) if session.missing() else {}
-        amiss |= say_amiss(session, lost)
+        unfinished |= say_failures(session, lost)
         all_lost |= lost
-    return amiss, all_lost
+    return unfinished, all_lost
 
 
 def _write_stability(whole: Session, sessions: Mapping[float, Session]) -> None:

@@ -216,7 +216,7 @@ class _Bench:
 
 @dataclass
 class _Benches:
-    """One bench for all trials that differ in nothing which their steps' time hangs on."""
+    """One bench for all trials that differ in nothing that their steps' time depends on."""
 
     runtime: Runtime
     made: dict[str, _Bench] = field(default_factory=dict)

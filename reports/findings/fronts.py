@@ -19,7 +19,7 @@ from reports.numbers.statistics import Mean, mean_interval, paired_difference
 
 READING = (
     "Hypervolume: the area that a row's points dominate, over the logarithm of BOPs and test accuracy, as a share "
-    "of a rectangle that hangs on the suite and the network alone: from the cheapest policy of the space to one "
+    "of a rectangle that depends on the suite and the network alone: from the cheapest policy of the space to one "
     "more step of the ceilings' mean ratio beyond the dearest ceiling, and from chance to 100 %; mean over seeds "
     "with 95 % t-interval. At a ceiling's name: accuracy at exactly its BOPs, interpolated, per seed, linearly in "
     f"the logarithm of BOPs between a row's neighbouring points, and nowhere more than {100 * COST_TOLERANCE:g} % "
