@@ -3,7 +3,9 @@
 As SQLite tests itself: a layer under the writers counts their calls; the k-th one fails, or ends the process with half
 of it done, for every k. After each the same command is given again and ends with the undisturbed files.
 
-Measured with both kinds of tests: see the figures in FIGURES, which the tests hold.
+Figures, each call once failing and once ending the process: a trial that is stubbed, 62 faults; a merge of two records,
+20. After all of them the command given again ended well, and no record was lost. The complete tests do the same with
+the smallest real trial, saved after every step, and with the preparation of a folder of images (42 faults).
 """
 
 from __future__ import annotations
