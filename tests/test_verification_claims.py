@@ -11,7 +11,6 @@ from benchmarks.records.archive import open_records, pack
 from benchmarks.records.record import Records
 from benchmarks.suites.suite import ceiling_name, load_suite
 from reports.findings.comparison import gather
-from reports.verification import claims
 from reports.verification.claims import Claim, changed_keys, claims_tables, context_table, judged, published
 from reports.verification.reference import checked, lines
 from tests.fabricated import fail, make_plan, make_suite, write_records
@@ -341,7 +340,7 @@ def test_verify_as_a_command(tmp_path):
 def test_verify_exits_with_three_where_something_does_not_verify(tmp_path, monkeypatch):
     suite, out = finished().suite, finished().out
     wrong = claim(100, suite="tiny", network="resnet18", row="float start", tolerance=0.1)
-    monkeypatch.setattr(claims, "published", lambda: (wrong,))
+    monkeypatch.setattr("benchmarks.commands.verify.published", lambda: (wrong,))
     ran = cli("verify", "--suite", suite, "--out", out)
     assert ran.code == 3
     assert "not reproduced: claim it: 100.00 %" in ran.out
