@@ -284,7 +284,11 @@ def test_a_damaged_copy_is_made_again_with_a_word_before_a_run(tree):
         assert require(tree, small=True) == []
 
 
-@pytest.mark.parametrize("harm", [lambda path: overwrite(path, keep_time=True), Path.unlink, os.truncate], ids=str)
+@pytest.mark.parametrize(
+    "harm",
+    [lambda path: overwrite(path, keep_time=True), Path.unlink, os.truncate],
+    ids=["overwritten", "gone", "truncated"],
+)
 def test_a_copy_s_digest_is_checked_whenever_it_is_read(tree, capfd, harm):
     data, path = load_dataset(SMALL, tree), tree / "cache-28" / IMAGE
     whole, expected = path.read_bytes(), data.test.load(np.arange(6), None)[0]
