@@ -72,7 +72,7 @@ def _checked(point: EntryPoint) -> Any:
 
 
 def load_entry(point: EntryPoint) -> Any:
-    """What a plug-in's entry point names. Raises BrokenPluginError, whatever goes wrong while it is imported."""
+    """Loads what a plug-in's entry point names. Raises BrokenPluginError for any error while it is imported."""
     try:
         return point.load()
     except Exception as error:

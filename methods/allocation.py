@@ -62,8 +62,8 @@ def allocate(costs: Sequence[Sequence[int]], values: Sequence[Sequence[float]], 
     """The index of each group's choice that minimises the summed value with summed cost <= ceiling, exactly.
 
     costs: integers >= 0, values: finite floats, one row per group. Ties in value go to the lower cost.
-    Dynamic programming over undominated (cost, value) states, with those dropped whose linear relaxation
-    (Dantzig's bound over the convex hulls of the groups still to come) cannot beat a known solution; both prunings
+    Dynamic programming over undominated (cost, value) states. A state is also dropped if its linear relaxation
+    (Dantzig's bound over the convex hulls of the groups still to come) cannot beat a known solution. Both prunings
     keep an optimum. Raises CeilingError if even the cheapest choices exceed the ceiling.
 
     >>> allocate([[1, 4], [1, 4]], [[5.0, 0.0], [3.0, 0.0]], ceiling=5)
@@ -189,7 +189,7 @@ def best_ordered_policy(
     """As `best_policy`, among policies whose bits rise with `rank` and are alike in tied layers; exactly.
 
     rank: layer -> number; tied layers count as their mean, and layers of equal rank are taken in graph order. One pair
-    of bits is above another if it has more weight bits x activation bits. What has no choice stands outside the order.
+    of bits is above another if it has more weight bits x activation bits. Layers without a choice stand outside it.
     """
     groups = [Group(g.layers, tuple(c for c in g.choices if len(set(c)) == 1)) for g in groups_of(ledger, candidates)]
     groups.sort(key=lambda group: sum(rank[name] for name in group.layers) / len(group.layers))
@@ -223,7 +223,7 @@ _Partial = tuple[int, float, tuple[int, ...]]
 
 
 def _front(states: list[_Partial]) -> list[_Partial]:
-    """Those that no cheaper or equally cheap state matches in value."""
+    """The states for which no other state of at most their cost has a value as low."""
     kept: list[_Partial] = []
     for state in sorted(states):
         if not kept or state[1] < kept[-1][1]:

@@ -15,8 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def running_statistics_untouched(model: nn.Module) -> Iterator[None]:
     """Batch norm in train mode uses batch statistics inside, and leaves its running statistics and counters alone.
 
-    torch's own batch norm is told so. Whatever else keeps buffers, such as instance norm or a norm with a forward of
-    its own, has them put back.
+    torch's own batch norm is set to do so. The buffers of all other modules, such as instance norm or a norm with a
+    forward of its own, are restored afterwards.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and _obeys_its_flag(m)]
     tracking = [layer for layer in norms if layer.track_running_stats]
@@ -36,7 +36,7 @@ def running_statistics_untouched(model: nn.Module) -> Iterator[None]:
 
 
 def _obeys_its_flag(norm: _BatchNorm) -> bool:
-    """Whether it runs as torch's own does, which keeps no statistics where it is told not to."""
+    """Whether it runs torch's own forward, which heeds `track_running_stats`."""
     return type(norm).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 

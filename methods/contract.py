@@ -44,7 +44,7 @@ class MicroBatch(NamedTuple):
 Batch = Sequence[MicroBatch]
 """One global batch, or this process's part of it, as micro-batches in fixed order.
 
-Batch statistics are those of one micro-batch. Dropout draws alike wherever a micro-batch is.
+Batch statistics are those of one micro-batch. Dropout draws the same whichever process has a micro-batch.
 """
 
 
@@ -52,7 +52,7 @@ Batch statistics are those of one micro-batch. Dropout draws alike wherever a mi
 class Phase:
     """A stretch of search steps that all cost the same.
 
-    name: what the account calls it; not `finetune`, which is the harness's own. split: `train`, all training images;
+    name: its name in the account; `finetune` is reserved for the harness. split: `train`, all training images;
     `search`, a fifth of them set aside for the search; `rest`, the others.
     """
 
@@ -72,7 +72,7 @@ class Searched:
 
     policy: bits of exactly the searchable layers, or None for a network that stays float. state: a state dict to go
     on from (weights, batch normalization, activation steps), or None to start from the float weights.
-    report: what the record keeps of the search; JSON types only. Its `note`, if there is one, stands in the row.
+    report: what the record keeps of the search; JSON types only. Its `note`, if any, is shown in the trial's row.
     """
 
     policy: Policy | None
@@ -100,7 +100,7 @@ class Problem(Protocol):
         """Most BOPs (convention edges8) that the returned policy may cost."""
 
     def price(self, phase: Phase) -> int:
-        """MACs of one step of `phase`, measured by running one; hence not to be had in a method's `__init__`."""
+        """MACs of one step of `phase`, measured by running one; hence not available in a method's `__init__`."""
 
     def affordable(self, phase: Phase) -> int:
         """Steps of `phase` that the unspent part of the search share pays."""
@@ -121,28 +121,28 @@ class Problem(Protocol):
         """The recipe's optimizer over `params`; weight decay falls on weights of layers only."""
 
     def stream(self, name: str) -> Generator:
-        """A random generator of this trial's seed and draw, named; the same name gives the same numbers."""
+        """The named random generator of this trial's seed and draw; the same name gives the same numbers."""
 
     def draws(self, stream: Generator, micro: MicroBatch) -> Generator:
-        """What to draw from for one micro-batch: `stream` for a batch's first, a generator of its own for the others.
+        """The generator for one micro-batch's draws: `stream` for a batch's first, for each other one of its own.
 
-        So several processes draw what one would.
+        So several processes draw the same numbers as one.
         """
 
     def average(self, values: Tensor) -> Tensor:
-        """The mean of what each process of this trial has; with one process, `values`."""
+        """The mean of `values` over the processes of this trial; with one process, `values` itself."""
 
     def common(self, values: Tensor) -> Tensor:
-        """What the process of the first micro-batch has, in all processes of this trial."""
+        """The `values` of the process that has the first micro-batch, in all processes of this trial."""
 
 
 class Method(Protocol):
     """How bits are chosen. One instance lives through one trial's search.
 
     version: raised when results change; part of the trial's id. searches: whether it spends a search share.
-    chooses: whether it picks among the policies that the ceiling and the space leave, so that their number matters and
-    bits outside the space are its failure.
-    min_steps: steps of its phases without which it has no result. Options must be importable without torch,
+    chooses: whether it picks among the policies that the ceiling and the space allow. Then few such policies are worth
+    a warning, and bits outside the space fail the trial.
+    min_steps: the fewest steps of its phases that give a result. Options must be importable without torch,
     so a method's module imports torch where it is used.
     """
 
@@ -167,7 +167,7 @@ class Method(Protocol):
         """Everything beside the model that a restart needs: optimizers, counters, search parameters."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave; tensors come back on the CPU."""
+        """Continue from what `state_dict` returned; its tensors are now on the CPU."""
 
 
 class FixedChoice:

@@ -33,10 +33,10 @@ class DifferentiableOptions(MethodOptions):
 class Differentiable:
     """Bits learned with the weights: every layer mixes its bit-widths, and the mixture's weights are trained.
 
-    Weights and inputs are mixtures of their quantized versions, weighted by softmax(theta); one convolution a layer.
+    Weights and inputs are mixtures of their quantized versions, weighted by softmax(theta); one convolution per layer.
 
     Weights and theta learn from the same batch and loss, task + penalty * |E[BOPs]/ceiling - 1|, by two optimizers.
-    Then the argmax, projected exactly onto the ceiling. Fine-tuning goes on from the mixture's weights and
+    The policy is the argmax, projected exactly onto the ceiling. Fine-tuning goes on from the mixture's weights and
     activation steps; weight steps start anew from those weights.
     Deviation: E[BOPs] counts depthwise layers by their groups, which EdMIPS's own complexity term does not.
     Deviation: `alternate` trains theta on images of its own.
@@ -75,7 +75,7 @@ class Differentiable:
         return THETA if self.taken % 2 else WEIGHTS
 
     def _plan(self) -> None:
-        """How many steps the share pays; theta's rate follows from them."""
+        """Find how many steps the share pays, and set theta's learning rate accordingly."""
         if self.options.alternate:
             pair = self.problem.price(WEIGHTS) + self.problem.price(THETA)
             self.total = 2 * (self.problem.affordable(WEIGHTS) * self.problem.price(WEIGHTS) // pair)

@@ -27,7 +27,7 @@ class HawqOptions(MethodOptions):
     activation_traces: whether activations are weighed by their Hessian, as HAWQ-v2; off, only weights count.
     assignment: `ilp`, any policy; `trace-ordered`, only policies whose widths fall with the mean trace, as HAWQ
     (arXiv 1905.03696) and many public codes have it. probes: `by-kind`, one Hessian-vector product for all weights and
-    one for all inputs, whose cross terms add variance; `separate`, one per block, without them and many times dearer.
+    one for all inputs, whose cross terms add variance; `separate`, one per block, without them, at many times the cost.
     tolerance: stop when every trace's standard error is below it, relative to the trace or the median trace.
     """
 
@@ -44,13 +44,13 @@ class Hawq:
     Omega_l(b) = Tr(H_l)/n_l * ||Q_b(W_l) - W_l||^2, plus the same for inputs; the policy has the least summed Omega.
 
     Traces are Hutchinson's, of the float network's hard cross-entropy in eval mode, un-augmented, fresh probes for each
-    batch: at least 10 samples, at most what the share pays. Weights that all have one width are not probed, nor inputs
-    that do: their terms order no policies. Q_b takes the step of least squared error. For inputs: mean over images of
-    v_i' H_i v_i / n times mean over images of ||Q_b(a_i) - a_i||^2; a_i varies for the layers that its quantizer
-    serves, not for a skip connection beside them.
+    batch: at least 10 samples, at most what the share pays. Weights are not probed if all have one width, nor are
+    inputs: such terms do not rank policies. Q_b takes the step of least squared error. For inputs: mean over images of
+    v_i' H_i v_i / n times mean over images of ||Q_b(a_i) - a_i||^2. Probes vary a_i for the layers behind its quantizer
+    only, not for a skip connection beside them.
     Negative traces count as 0 and are reported. Fine-tuning starts from the float weights.
     Deviation: Q_b takes the step of least squared error; the papers quantize between the smallest and largest value.
-    Deviation: probing stops by standard errors, not where two consecutive means are close, which stops by luck.
+    Deviation: probing stops by standard errors, not where two consecutive means are close, which happens by chance.
     Deviation: one product for all weights, one for all inputs (`probes: separate` for one per block, as in the papers).
     """
 
@@ -82,7 +82,7 @@ class Hawq:
         self.probe = problem.stream("search/probe")
 
     def _weighed(self) -> set[str]:
-        """Which of `weight` and `activation` have several widths somewhere, and are to count."""
+        """Which of `weight` and `activation` to probe: those that count and have several widths somewhere."""
         counted = {"weight", "activation"} if self.options.activation_traces else {"weight"}
         every = self.problem.candidates.values()
         weighed = {kind for kind in counted for choices in every if len({getattr(bits, kind) for bits in choices}) > 1}
@@ -132,7 +132,7 @@ class Hawq:
         return {"mean_trace": sum(totals) / len(totals)}
 
     def _averaged(self, numbers: Mapping[K, float]) -> dict[K, float]:
-        """Each number's mean over the processes of the trial, which all have as many images."""
+        """Each number's mean over the processes of the trial, which all have the same number of images."""
         import torch
 
         if not numbers:
@@ -180,11 +180,11 @@ class Hawq:
         return Searched(policy, report={"objective": objective, **self._report()})
 
     def assigned(self, kind: str, traces: dict[str, float]) -> dict[str, float]:
-        """The trace that each layer is given; its own here, another's in the controls below. kind: weight or input."""
+        """The trace to use for each layer: its own here, another's in the controls below. kind: weight or input."""
         return traces
 
     def _ordering(self, weight_traces: Mapping[str, float], input_traces: Mapping[str, float]) -> dict[str, float]:
-        """The mean trace that ranks each layer, of what has a choice of widths: the inputs, or the weights."""
+        """The mean trace that ranks each layer: its weight's if weights have a choice of widths, else its input's."""
         if weight_traces and input_traces:
             raise InapplicableError(
                 "trace-ordered assignment ranks layers once, but this space frees weights and activations"

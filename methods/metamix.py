@@ -15,7 +15,7 @@ SELECTION = Phase("bit-selection")
 STATISTICS = Phase("bn-statistics", augment=False)
 
 _COURSE_POINTS = 10
-"""How often alpha's course is noted."""
+"""At how many search steps alpha's probabilities are kept."""
 
 _PAPER_WEIGHT_BITS = 4
 _PAPER_PENALTY = 4.0
@@ -25,10 +25,10 @@ _INITIAL_SPREAD = 1e-3
 
 
 class MetaMixOptions(MethodOptions):
-    """Every place where paper, summary and public code leave a choice; defaults are argued here.
+    """The choices that the paper, its summary and the public code leave open, with the reasons for our defaults.
 
-    meta_loss: `mean` over the branches, as the paper's text; `last`: the one public implementation back-propagates the
-    last branch only.
+    meta_loss: `mean` over the branches, as in the paper's text; `last`, the last branch only, which is all that the one
+    public implementation back-propagates.
     branches: `all` widths in turn; `highest` trains at the highest width alone, which is plain training, the control
     of the claim that bit-meta training makes activation statistics alike across widths.
     mixture: `soft` as the code, `hard` (straight-through one-hot) as the summary.
@@ -40,7 +40,7 @@ class MetaMixOptions(MethodOptions):
     start: where fine-tuning starts. lr_scale: the learning rate over the recipe's, 1e-4 / 5e-4 in the public script.
     weight_bits: where the space leaves weights free, the one width that this method uses.
     statistics_batches: measure batch norms' variances at every width on this many un-augmented batches, before and
-    after the selection, at the share's expense.
+    after the selection, charged to the search share.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
@@ -131,7 +131,7 @@ class MetaMix:
         return META if self.taken < self.warmup else SELECTION
 
     def _plan(self) -> None:
-        """Spread the share over both phases so that warm-up is its share of the steps; alpha's rate follows."""
+        """Divide the search share into steps so that warm-up gets `warmup_share` of them; set alpha's rate."""
         share, problem = self.options.warmup_share, self.problem
         meta, selection = problem.price(META), problem.price(SELECTION)
         budget = problem.affordable(META) * meta
@@ -179,7 +179,7 @@ class MetaMix:
                 layer.weight_quantizer.select(branch.weight)
 
     def _measure_variances(self, batch: Batch) -> dict[str, float]:
-        """Claim (a)'s protocol: the same weights and images at every width, batch norms' variances kept."""
+        """Record batch norms' variances at every width, with the same weights and images."""
         import torch
 
         from methods.batch_norm import batch_variances, running_statistics_untouched
@@ -251,7 +251,7 @@ class MetaMix:
         return Searched(policy, state, report)
 
     def note(self) -> str:
-        """What its row says beside its numbers."""
+        """The note that its row in tables shows beside the numbers."""
         free = len(self._widths("weight")) > 1
         return f"searches a part of the space: activations at {self.weight_bits}-bit weights" if free else ""
 

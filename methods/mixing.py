@@ -56,7 +56,7 @@ class WidthLogits:
         if not hard:
             return soft
         one_hot = torch.zeros_like(soft).index_fill(0, soft.argmax().reshape(1), 1.0)
-        return one_hot + (soft - soft.detach())  # 0 exactly, so that one branch is had exactly
+        return one_hot + (soft - soft.detach())  # plus exactly 0: the mixture is exactly one branch
 
     def relative_bops(self, *, hard: bool = False) -> Tensor:
         """Expected BOPs of the whole network over the ceiling, shape (), differentiable in the logits."""
@@ -91,7 +91,7 @@ class WidthLogits:
         return quantizer.widths[int(self.logits[quantizer].argmax())]
 
     def margins(self) -> dict[str, float]:
-        """Per layer with a choice, by how much the likeliest activation logit leads the next."""
+        """Per layer with a choice, the likeliest activation logit minus the next."""
         inputs = {name: layer.input_quantizer for name, layer in self.layers.items()}
         return {name: _margin(self.logits[q]) for name, q in inputs.items() if len(q.widths) > 1}
 
@@ -101,7 +101,7 @@ class WidthLogits:
         return {name: [round(p, 4) for p in share.tolist()] for name, share in shares.items() if share.numel() > 1}
 
     def project(self) -> tuple[Policy, dict[str, Any]]:
-        """The argmax policy, or the likeliest policy within the ceiling where it exceeds that, with a report.
+        """The argmax policy or, if it exceeds the ceiling, the likeliest policy within it; and a report.
 
         The projection minimises the sum of -log p over quantizers under the ceiling, exactly.
         """
@@ -146,7 +146,7 @@ class WidthLogits:
 
 
 def _use(quantizer: Quantizer, probabilities: Tensor) -> None:
-    """The mixture of several widths; a single one is selected, which gives the same to the bit for less work."""
+    """Use the mixture of several widths; a single one is selected, which is bit-identical and costs less."""
     if len(quantizer.widths) > 1:
         quantizer.mix(probabilities)
     else:

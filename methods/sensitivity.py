@@ -48,7 +48,7 @@ class TraceEstimate:
         count = len(self.samples)
         if count < 2:
             return math.inf
-        mean = self.mean  # not within the sum, which would take it anew for each sample
+        mean = self.mean  # computed once, not again for each sample
         return math.sqrt(sum((x - mean) ** 2 for x in self.samples) / (count - 1) / count)
 
     @property
@@ -69,12 +69,12 @@ def hessian_samples(
     """One Hutchinson sample of every trace: a Hessian-vector product for all weights and one for all inputs.
 
     inputs_of: name -> the layers that read one tensor through one quantizer; weights: name -> parameter of `model`;
-    of what is empty no product is taken. Returns v'Hv/n per weight, the same per input (mean over images of the
+    no product is taken for an empty mapping. Returns v'Hv/n per weight, the same per input (mean over images of the
     per-image Hessian's, n features of one image), and the inputs themselves; v is a Rademacher probe. An input varies
     for those layers alone, as under their quantizer, not for a skip connection beside them. H is that of the hard
     cross-entropy in the model's current mode. Cross terms between the blocks of a product have mean 0 and only add
-    variance. Those of weights with inputs would be most of it, since a weight moves every image alike; `separate` takes
-    one product per block, free of them all. Gradients of parameters are left alone.
+    variance. Weights with inputs would add most of it, since a weight moves every image alike, and are never in one
+    product; `separate` takes one product per block, without cross terms. Gradients of parameters are left alone.
     """
     products: list[tuple[Mapping[str, Sequence[nn.Module]], Mapping[str, Tensor]]]
     if separate:
@@ -114,7 +114,7 @@ def _product(
         # The mean cross-entropy's slope; torch's own forward derivative of it cannot be differentiated again.
         hot = F.one_hot(batch.labels, logits.shape[1])
         slope = ((logits.softmax(1) - hot) * moved).sum() / len(batch.labels)
-    # Outside, where nothing moves any more: else the gradient's own slope would be computed as well.
+    # Outside the dual level: inside, the gradient's own forward derivative would be computed as well.
     variables = [*weights.values(), *inputs.values()]
     curvature = iter(torch.autograd.grad(slope, variables, materialize_grads=True))
     of_weights = {name: float((next(curvature) * v).sum()) / v.numel() for name, v in directions.items()}
@@ -127,9 +127,9 @@ def _product(
 def _moving_inputs(
     readers: Mapping[str, Sequence[nn.Module]], probe: torch.Generator
 ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """What reaches some layers moves along a direction of its own besides; yields those inputs, and the directions.
+    """Give each of some layers' inputs a random tangent for the forward derivative; yields inputs and tangents.
 
-    Both are filled by the forward. An input is an alias, so that its gradient is that of the layers that read it alone.
+    The forward fills both. Each input is an alias, so that its gradient comes only from the layers that read it.
     """
     inputs: dict[str, Tensor] = {}
     directions: dict[str, Tensor] = {}
@@ -177,10 +177,10 @@ class _Affine(torch.autograd.Function):
 
 
 class _CheaperDerivatives(TorchFunctionMode):
-    """Forward derivatives that do not go through what stands still.
+    """Cheaper forward derivatives of batch norm in eval mode and of convolutions by constant weights.
 
-    Batch norm in eval mode is the affine map that it then is; torch's own derivatives take many times as long. A
-    convolution by weights that do not move has one more convolution as its derivative; torch adds one by zeros.
+    Batch norm is computed as the affine map that it is in eval mode; torch's own derivatives take many times as long.
+    With constant weights a convolution's derivative is one more convolution; torch adds another, by zeros.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -16,7 +16,7 @@ ActivationName = Literal["none", "relu", "relu6", "hardswish"]
 
 
 class _HardSwish(torch.autograd.Function):
-    """torch's own h-swish, which has no second derivative, with one where a graph of the backward pass is asked for."""
+    """torch's h-swish, with the second derivative that it lacks where a graph of the backward pass is asked for."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def _masked(t: Tensor, x: Tensor) -> Tensor:
 
 
 def _moves(x: Tensor) -> bool:
-    """Whether a forward derivative is being taken through `x`."""
+    """Whether forward-mode differentiation goes through `x`."""
     return not torch.compiler.is_compiling() and forward_ad.unpack_dual(x).tangent is not None
 
 
@@ -97,16 +97,16 @@ def activate(x: Tensor, name: ActivationName) -> Tensor:
     if name == "relu6":
         out = _MovingReLU6.apply(x) if _moves(x) else F.relu6(x)
     elif name == "hardswish":
-        # torch.compile leaves its graph at functions with a forward derivative, and asks for no second one.
+        # torch.compile breaks its graph at functions with a forward derivative, and needs no second derivative.
         out = F.hardswish(x) if torch.compiler.is_compiling() else _HardSwish.apply(x)
     return out
 
 
 class Activation(nn.Module):
-    """An activation function that leaves its work to the quantizers behind it, where these are all that read it.
+    """An activation function that leaves its work to the quantizers behind it, if only they read its output.
 
-    readers: those quantizers, if they may do so. Where all of them are on and the kernels take the tensor, it is
-    passed on as it came and `owed` names what is still to be done to it; else `owed` is `none`.
+    readers: those quantizers; none if anything else reads it. If all of them are on and the kernels take the tensor, it
+    is passed on unchanged and `owed` names the function that they must apply; else `owed` is `none`.
     """
 
     name: ActivationName

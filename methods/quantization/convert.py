@@ -76,9 +76,9 @@ class QuantizerOptions:
 
 
 def replace_activations(model: nn.Module) -> nn.Module:
-    """Swap activations for ours, twice differentiable and not in place; switch other in-place modules off.
+    """Swap activations for our twice differentiable ones, and make no module work in place.
 
-    By exact type, and not where somebody hooks in: what a subclass computes is its own affair.
+    Only exact types without hooks are swapped: a subclass may compute something else.
     """
     replaced: dict[nn.Module | None, nn.Module] = {}
     for module in list(model.modules()):
@@ -99,7 +99,7 @@ def _is_watched(module: nn.Module) -> bool:
 def _macs(
     model: nn.Module, names: Sequence[str], image_shape: tuple[int, int, int]
 ) -> tuple[dict[str, int], list[FloatWork]]:
-    """MACs of one image per layer, and of all that no layer does, from the shapes that a forward of zeros meets."""
+    """MACs of one image per layer, and those outside of layers, from the shapes in a forward of zeros."""
     counts: dict[str, list[int]] = {name: [] for name in names}
     modules = dict(model.named_modules())
 
@@ -123,7 +123,7 @@ def _macs(
 
 
 def _require_declared(work: Sequence[FloatWork], declared: Sequence[str]) -> None:
-    """Raises NetworkError where work that no layer does was not declared, or where none is that was."""
+    """Raises NetworkError for undeclared work outside of layers, or for a declared name that does no such work."""
     for name in declared:
         if not any(each.is_named(name) for each in work):
             known = ", ".join(dict.fromkeys(each.module or each.operation for each in work)) or "there is none"
@@ -138,7 +138,7 @@ def _require_declared(work: Sequence[FloatWork], declared: Sequence[str]) -> Non
 
 
 def float_work_of(model: nn.Module, image_shape: tuple[int, int, int]) -> list[FloatWork]:
-    """What no layer of the ledger does, per image."""
+    """The MACs of one image that no layer of the ledger does."""
     return _macs(model, [site.name for site in walks_of(model)[0].sites], image_shape)[1]
 
 
@@ -240,7 +240,7 @@ def _hand_over_activations(model: nn.Module, walks: Sequence[Walk]) -> None:
 def _sole_readers(walk: Walk) -> dict[str, list[str]]:
     """Activations that run once and that quantized layers alone read, with those layers' names.
 
-    What an activation reads must stay as it is until they have run, for it is handed on as it came.
+    An activation passes its input on unchanged, so nothing may overwrite that input before these layers have run.
     """
     runs = Counter(node.target for node in walk.nodes if node.op == "call_module")
     return {

@@ -79,7 +79,7 @@ def bops(ledger: Ledger, policy: Mapping[str, LayerBits], convention: str = "edg
     """Bit-operations of one image: the sum over layers of MACs x weight bits x activation bits.
 
     Squeeze-and-excitation layers count, depthwise layers count by their groups. Not counted, because they stay
-    float: residual additions, SE multiplication, pooling, batch normalization, activations functions.
+    float: residual additions, SE multiplication, pooling, batch normalization, activation functions.
 
     >>> layer = Layer("conv", "conv", macs=1000, weights=9, kind="unsigned")
     >>> bops((layer,), {"conv": LayerBits(4, 3)})

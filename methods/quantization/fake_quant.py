@@ -99,7 +99,7 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 class _Fused(torch.autograd.Function):
-    """The same, and mixtures, by methods.quantization.kernels. weights: None for a single branch.
+    """Q(x), and mixtures of several, by methods.quantization.kernels. weights: None for a single branch.
 
     ranges: the steps of all branches, then their offsets.
     """

@@ -38,7 +38,7 @@ class NetworkError(ValueError):
 def is_layer(module: nn.Module | None) -> bool:
     """Whether it is a convolution or linear layer that quantizers fit: torch's own forward, or ours.
 
-    A subclass with a forward of its own may do anything with its weight, so it is none.
+    A subclass with a forward of its own may do anything with its weight, so it does not count as one.
     """
     if isinstance(module, (QuantConv2d, QuantLinear)):
         return True
@@ -49,12 +49,12 @@ def is_layer(module: nn.Module | None) -> bool:
 
 
 def _inherits(module: nn.Module, kind: type[nn.Module], name: str) -> bool:
-    """Whether `name` is that of `kind` itself, neither overridden by a subclass nor set on the object."""
+    """Whether the attribute `name` is `kind`'s own, neither overridden by a subclass nor set on the object."""
     return getattr(type(module), name) is getattr(kind, name) and name not in vars(module)
 
 
 class _InPlaceProxy(fx.Proxy):
-    """Keeps `x += y` and `x[i] = y` apart from x + y: they change what else reads x."""
+    """Records `x += y` and `x[i] = y` as in-place: unlike x + y, they change what other operations read from x."""
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
@@ -109,9 +109,9 @@ class Site:
 
 @dataclass
 class Walk:
-    """A graph, walked in the order in which it runs, with the range of what every node puts out.
+    """A graph, walked in the order in which it runs, with the range of every node's output.
 
-    changed: nodes whose memory is overwritten, by the place in the order of the node that does it.
+    changes: each overwriting node's position in that order, with the node whose memory it overwrites.
     """
 
     nodes: list[fx.Node]
@@ -121,7 +121,7 @@ class Walk:
     unknown: dict[str, None] = field(default_factory=dict)
     changes: list[tuple[int, fx.Node]] = field(default_factory=list)
     memory: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    """Of every node the first that has the same memory."""
+    """For each node, the first node that shares its memory."""
 
     def __post_init__(self) -> None:
         for place, node in enumerate(self.nodes):
@@ -176,7 +176,7 @@ class Walk:
             ] = None
 
     def _memory(self, node: fx.Node, module: nn.Module | None) -> fx.Node:
-        """A view has the memory of what it is a view of, and so has what works in place."""
+        """The first node with the same memory: a view and an in-place operation share that of their input."""
         target = changed_in_place(node, module)
         if target is None and (
             isinstance(module, VIEW_MODULES)
@@ -187,7 +187,7 @@ class Walk:
         return node if target is None else self.memory[target]
 
     def _overwrite(self, place: int, node: fx.Node, target: fx.Node) -> None:
-        """What `node` writes is what all that share the memory of its target hold from now on."""
+        """Note that from here on every node which shares its target's memory may hold what `node` writes."""
         root = self.memory[target]
         if root.op == "placeholder":
             name = getattr(node.target, "__name__", node.target)
@@ -207,7 +207,7 @@ class Walk:
 
 
 def warn_of_unknown(walks: tuple[Walk, Walk]) -> None:
-    """Say once of every operation in them what is not known of it."""
+    """Warn once of each operation whose output's range is unknown."""
     for what in walks[0].unknown | walks[1].unknown:
         warnings.warn(what, stacklevel=3)
 
@@ -226,7 +226,7 @@ def walks_of(model: nn.Module) -> tuple[Walk, Walk]:
 
 @contextmanager
 def training_flags_kept(model: nn.Module) -> Iterator[None]:
-    """Every module's own mode is afterwards what it was."""
+    """Restores every module's training flag at the end."""
     flags = {module: module.training for module in model.modules()}
     try:
         yield
@@ -270,13 +270,13 @@ def _is_foreign(filename: str) -> bool:
 
 
 def one_line(error: Exception) -> str:
-    """Without torch's hints, which are for those who write the operation."""
+    """The error in one line, without torch's hints, which are for authors of operations."""
     text = " ".join(str(error).partition(" Hint:")[0].partition(". See the torch.fx docs")[0].split())
     return f"{type(error).__name__}: {text}"
 
 
 def require_own_layers(model: nn.Module, sites: list[Site]) -> None:
-    """Raises NetworkError where a layer is no layer of its own: called twice, of two names, of a borrowed weight."""
+    """Raises NetworkError for a layer that is called twice, has two names, or shares its weight with another."""
     if not sites:
         raise NetworkError("it calls no convolution and no linear layer that could be quantized")
     for name, calls in Counter(site.name for site in sites).items():

@@ -1,7 +1,7 @@
 """Fake quantization in one pass over memory, forward and backward; compiled by numba, run by torch's own threads.
 
-`methods.quantization.fake_quant` has the formulas and the plain path; codes and outputs here equal its to the bit, sums
-over elements to rounding. Tensors are float32 in dense memory, seen as rows that share a step: output channels, or
+`methods.quantization.fake_quant` has the formulas and the plain path; codes and outputs equal its bit for bit, sums
+over elements up to rounding. Tensors are float32 in dense memory, seen as rows that share a step: output channels, or
 blocks of BLOCK elements where one step serves all. Rows are fixed, so results do not depend on the number of threads.
 The compiled code is kept beside this file, or in numba's own cache where this folder cannot be written.
 """
@@ -46,7 +46,7 @@ class Constants(NamedTuple):
 def constants(
     grids: Sequence[Grid], offsets: Sequence[float | None], weights: Sequence[float], scales: Sequence[float]
 ) -> Constants:
-    """What is known of each branch beside its steps; an offset of None is 0 and is not learned."""
+    """The constants of each branch; an offset of None is 0 and is not learned."""
     rows = [
         (grid.low, grid.high, grid.shift, offset or 0.0, weight, scale, offset is not None)
         for grid, offset, weight, scale in zip(grids, offsets, weights, scales, strict=True)
@@ -57,7 +57,7 @@ def constants(
 
 @lru_cache(maxsize=4096)
 def constants_of_one(grid: Grid, scale: float) -> Constants:
-    """Those of a single quantizer without an offset, kept: every step asks for them again."""
+    """The constants of a single quantizer without an offset, cached because every step asks for them."""
     return constants((grid,), (None,), (1.0,), (scale,))
 
 
@@ -83,9 +83,9 @@ class Operand(NamedTuple):
 
 
 class Launch:
-    """What quantizes some tensors, each in memory as the kernels read it: one forward, then backwards on the same.
+    """The tasks of quantizing some tensors, in memory as the kernels read them: one forward, then its backwards.
 
-    Tensors are given anew each time, as autograd hands them out; their shapes and layouts are those of the operands.
+    Each call gets its tensors anew, as autograd hands them out, with the shapes and layouts of the operands.
     """
 
     def __init__(self, operands: Sequence[Operand]) -> None:
@@ -148,7 +148,7 @@ class Launch:
 
 
 def _fields(operand: Operand) -> tuple[int, ...]:
-    """A task, as the forward needs it but for its output."""
+    """The fields of a task that the forward needs, except its output."""
     size, branches = operand.x.numel(), len(operand.found.values)
     channels = operand.steps.numel() // branches
     if channels not in (1, operand.x.shape[0] if operand.x.dim() else 1) or not operand.steps.is_contiguous():
@@ -161,7 +161,7 @@ def _fields(operand: Operand) -> tuple[int, ...]:
 
 
 def _same_layout(a: Tensor, b: Tensor) -> bool:
-    """Whether elements follow one another alike in memory; strides along dimensions of size 1 say nothing."""
+    """Whether both have their elements in the same order in memory; strides of dimensions of size 1 do not matter."""
     first, second = a.stride(), b.stride()
     return first == second or all(i == j for i, j, size in zip(first, second, b.shape, strict=True) if size > 1)
 
@@ -172,7 +172,7 @@ def _same_layout(a: Tensor, b: Tensor) -> bool:
 
 @_jit
 def _total(terms: Any) -> Any:
-    """The sum of `terms`, which it overwrites: halves are added elementwise, again and again."""
+    """The sum of `terms`, which it overwrites: halves are added elementwise until one is left."""
     count = terms.size
     while count > 1:
         half = (count + 1) // 2
@@ -282,7 +282,7 @@ def _backward_row(x: Any, g: Any, grad: Any, sums: Any, terms: Any, steps: Any, 
 _FIELDS = 15
 
 _SHARE = 1 << 15
-"""Elements that a thread takes at a time, at the least."""
+"""The fewest elements that a thread takes at a time."""
 
 
 @intrinsic
@@ -396,7 +396,7 @@ def _openmp() -> Any:
     Threads of our own, or another runtime's, would compete with torch's, which spin for a while after each operation.
     """
     try:
-        parallel = ctypes.CDLL(torch._C.__file__).GOMP_parallel  # looked for in what torch loads, and nowhere else
+        parallel = ctypes.CDLL(torch._C.__file__).GOMP_parallel  # searched only in the libraries that torch loads
     except (OSError, AttributeError):
         return None
     parallel.argtypes, parallel.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None

@@ -1,4 +1,4 @@
-"""Multiply-accumulates of what runs: counted operation by operation, and who does those that no layer does."""
+"""Multiply-accumulates of running code, counted by operation; and which modules do those outside of layers."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ _MORE_FORMULAS: dict[Any, Callable[..., int]] = {
         lambda x, w_input, w_hidden, *_rest: x.shape[0] * x.shape[1] * (w_input.numel() + w_hidden.numel())
     ),
 }
-"""Products that torch has no formula for. Of a forward alone: what steps cost is counted by torch's own."""
+"""Formulas for products that torch has none for. Only for a forward: steps are counted by torch's own formulas."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Watch(TorchFunctionMode):
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """Modules report themselves inside."""
+        """Inside, modules report when their forward begins and ends."""
         handles = [hook for name, module in self.model.named_modules() if name for hook in self._follow(name, module)]
         try:
             with self:
@@ -164,7 +164,7 @@ class Watch(TorchFunctionMode):
 
 
 class _WorkCounter(MacCounter):
-    """MACs by who does them."""
+    """Counts MACs by the module and operation that do them."""
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class _WorkCounter(MacCounter):
 
 
 def _calling_line() -> str:
-    """The line of the network's own code that runs."""
+    """File and line of the network's own code that is running."""
     for frame in reversed(traceback.extract_stack()):
         if "/torch/" not in frame.filename and Path(frame.filename).parent != _HERE:
             return f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
@@ -189,11 +189,11 @@ def _calling_line() -> str:
 def float_work(
     model: nn.Module, layers: Collection[str], run: Callable[[], object], watch: Watch | None = None
 ) -> list[FloatWork]:
-    """What `run`, a forward of one image, multiplies outside of the layers named, in the order in which it does."""
+    """The MACs that `run`, a forward of one image, does outside of the named layers, in order of execution."""
     watch = watch or Watch(model)
     counter = _WorkCounter(watch)
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # its kernels are no operations that could be counted
+    torch.backends.mha.set_fastpath_enabled(False)  # its kernels cannot be counted as operations
     try:
         with watch.hooked(), counter:
             run()

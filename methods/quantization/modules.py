@@ -45,8 +45,8 @@ class QuantConv2d(_QuantLayer, nn.Conv2d):
     zero is a code only if 0.375 / step is an integer, and with a learned offset hardly ever: there the padding is the
     quantizer's own image of zero, Q(0). `pad_with_zero` pads with exact zeros instead, as public MetaMix code does.
 
-    Nothing is padded with Q(0), though, which would be one more pass over memory: as in integer arithmetic the
-    convolution is given Q(x) - Q(0), padded with zeros, and Q(0) times the sum of its weights joins the bias.
+    Padding with Q(0) itself would take one more pass over memory. So, as in integer arithmetic, the convolution is
+    given Q(x) - Q(0), padded with zeros, and Q(0) times the sum of its weights is added to the bias.
     """
 
     pad_with_zero = False
@@ -77,7 +77,7 @@ class QuantConv2d(_QuantLayer, nn.Conv2d):
         return out
 
     def _reads_images(self, x: Tensor) -> bool:
-        """Whether nothing but one learned step, at one width, is behind its input, and no activation is owed."""
+        """Whether only one quantizer step, at one width, needs the input's gradient, and no activation is owed."""
         quantizer = self.input_quantizer
         if x.requires_grad or not torch.is_grad_enabled() or torch.compiler.is_compiling() or self.recentres:
             return False
@@ -86,17 +86,17 @@ class QuantConv2d(_QuantLayer, nn.Conv2d):
 
 
 class _StepGradient(torch.autograd.Function):
-    """The identity on convolution(Q(x)), through which the step of Q learns; else gradients do not reach Q or x.
+    """The identity on convolution(Q(x)), through which the step of Q learns; no other gradient reaches Q or x.
 
-    <dL/dQ, dQ/dstep> is taken as <dL/dout, convolution(dQ/dstep)>, one convolution forward in place of one back, which
-    is several times as dear where x has no more than the channels of an image.
+    <dL/dQ, dQ/dstep> is taken as <dL/dout, convolution(dQ/dstep)>: one forward convolution in place of a backward one,
+    which costs several times as much where x has only the channels of an image.
     """
 
     @staticmethod
     def forward(ctx: Any, out: Tensor, step: Tensor, x: Tensor, weight: Tensor, layer: QuantConv2d) -> Tensor:
         ctx.save_for_backward(step, x, weight)
         ctx.layer, ctx.use = layer, layer.input_quantizer.in_use(x)
-        ctx.mark_dirty(out)  # passed on as itself: autograd refuses to have a view of it worked on in place
+        ctx.mark_dirty(out)  # returned as itself: autograd refuses in-place work on a view of it
         return out
 
     @staticmethod
@@ -154,7 +154,7 @@ class WeightsTogether:
 
 
 def _is_plain(quantizer: Quantizer) -> bool:
-    """Whether it uses one width, by the forward that all share, and nobody watches or changes what it does."""
+    """Whether it uses one width and the forward that all quantizers share, without hooks."""
     hooked = quantizer._forward_hooks or quantizer._forward_pre_hooks
     return quantizer.bits is not None and type(quantizer).forward is Quantizer.forward and not hooked
 

@@ -35,7 +35,7 @@ def _kernels() -> ModuleType | None:
 
 
 def kernels_for(x: Tensor) -> ModuleType | None:
-    """methods.quantization.kernels where they take `x`; None where plain PyTorch has to do."""
+    """methods.quantization.kernels where they take `x`; None where plain PyTorch is used."""
     if torch.compiler.is_compiling() or x.device.type != "cpu" or _plain_only.get():
         return None
     kernels = _kernels()
@@ -43,14 +43,14 @@ def kernels_for(x: Tensor) -> ModuleType | None:
 
 
 def path_on(device: str) -> PathName:
-    """What float32 tensors on `device` are quantized by; goes into every record."""
+    """The path that quantizes float32 tensors on `device`; every record names it."""
     fused = device.startswith("cpu") and not _plain_only.get() and _kernels() is not None
     return "fused" if fused else "plain"
 
 
 @contextmanager
 def plain_path() -> Iterator[None]:
-    """Plain PyTorch inside, whatever the tensors: to compare the two."""
+    """Inside, plain PyTorch quantizes every tensor: to compare the two paths."""
     token = _plain_only.set(True)
     try:
         yield

@@ -63,7 +63,7 @@ class Quantizer(nn.Module):
     """Whether real zero lies on the grid, whatever was learned."""
 
     def scale_and_offset(self, bits: int) -> tuple[Tensor, Tensor | None]:
-        """Step and offset of one width; None: codes stand where the grid puts them."""
+        """Step and offset of one width; an offset of None is 0 and is not learned."""
         raise NotImplementedError
 
     def initialise(self, mean_magnitude: Tensor, extent: tuple[Tensor, Tensor] | None = None) -> None:
@@ -103,7 +103,7 @@ class Quantizer(nn.Module):
         self.bits, self.probabilities = None, probabilities
 
     def forward(self, x: Tensor, *, like: Tensor | None = None) -> Tensor:
-        """Quantize `x`, once what its activation has left to do is done; `source` is that activation, if there is one.
+        """Quantize `x`, after applying the activation function that its `source`, if any, has left to it.
 
         like: counts the elements for the gradient scale in the place of `x`.
         """
@@ -131,7 +131,7 @@ class Quantizer(nn.Module):
         )
 
     def in_use(self, x: Tensor) -> WidthInUse:
-        """What the selected width quantizes `x` by; StepError where none is selected."""
+        """Step, offset, grid and gradient scale of the selected width for `x`; StepError if none is selected."""
         if self.bits is None:
             raise StepError("no one width is in use; call select(bits) first")
         step, offset = self.scale_and_offset(self.bits)
@@ -155,7 +155,7 @@ class StepQuantizer(Quantizer):
     """LSQ: the step is learned, on the grid of the tensor's kind.
 
     Deviation: weights have a step per output channel, LSQ one per layer.
-    Deviation: what an h-swish gives has a shifted grid (methods.quantization.grid), in LSQ a signed one.
+    Deviation: the output of h-swish has a shifted grid (methods.quantization.grid), in LSQ a signed one.
     channels: 1 for per-tensor (activations), else one step per output channel (weights).
     """
 
@@ -213,7 +213,7 @@ class OffsetQuantizer(Quantizer):
 
     Subclasses name their parameters, set them and keep them in bounds. integer_offset: round the zero point,
     -offset / step, to a whole number (straight-through), as integer arithmetic needs it.
-    Deviation: all start from the range of the first batch, so that they differ in what is learned alone; LSQ+ starts
+    Deviation: all start from the range of the first batch, so that they differ only in what is learned; LSQ+ starts
     from the step and offset of least squared error.
     """
 

@@ -1,7 +1,7 @@
-"""Which values an operation can put out, given the ranges of what it reads: the kinds of grids follow from that.
+"""Which values an operation can return, given the ranges of its inputs: the kinds of grids follow from that.
 
-A range holds in training and in evaluation alike. What an operation does to ranges is known for those in the tables
-below; what is not in them is unknown, and its output may be anything.
+A range holds in training and in evaluation alike. The tables below have a rule for each known operation; the output of
+any other may be anything.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Range(NamedTuple):
     def kind(self) -> GridKind:
         """The grid for such values.
 
-        Shifted where they reach down to h-swish's minimum at most, and as far up at least, so that the shift is not
-        most of the grid.
+        Shifted if none lies below h-swish's minimum and they reach at least as far above zero, so that the shift does
+        not take most of the grid.
 
         >>> Range(0.0, 6.0).kind, Range(-0.375, math.inf).kind, Range(-0.75, math.inf).kind, Range(-0.1, 0.1).kind
         ('unsigned', 'shifted', 'signed', 'signed')
@@ -69,7 +69,7 @@ ZERO = Range(0.0, 0.0)
 
 
 class UnknownError(Exception):
-    """An operation of which nothing is known here."""
+    """An operation without a rule here."""
 
 
 class Call:
@@ -99,7 +99,7 @@ class Call:
         return self.range(0, "input" if "input" in self.kwargs else "self")
 
     def ranges(self) -> list[Range]:
-        """Of all tensors in the first argument, a list of tensors or one."""
+        """The ranges of all tensors in the first argument, which is one tensor or a list."""
         given = self.get(0, "tensors" if "tensors" in self.kwargs else "input")
         found = [given] if isinstance(given, Range) else list(given or [])
         if not found or not all(isinstance(each, Range) for each in found):
@@ -136,7 +136,7 @@ def _squared(x: Range) -> Range:
 
 
 def _raised(x: Range, exponent: float) -> Range:
-    """To a whole power; an even one forgets the sign."""
+    """The range of `x` raised to a whole power; an even power drops the sign."""
     return (_absolute(x) if exponent % 2 == 0 else x).mapped(lambda end: _power_of(end, exponent))
 
 
@@ -148,7 +148,7 @@ def _power_of(end: float, exponent: float) -> float:
 
 
 def _reciprocal(x: Range) -> Range:
-    """Of a range with zero inside, anything; zero at an end is taken as approached from within."""
+    """The range of 1 / x: anything if zero lies inside; zero at an end is approached from inside the range."""
     if x.low < 0.0 < x.high or x == ZERO:
         return ANY
     return Range(-math.inf if x.high == 0.0 else 1.0 / x.high, math.inf if x.low == 0.0 else 1.0 / x.low)
@@ -173,7 +173,7 @@ def _power(call: Call) -> Range:
 
 
 def _sum(call: Call) -> Range:
-    """Of any number of elements."""
+    """The range of a sum of any number of elements."""
     low, high = call.first
     return Range(0.0 if low >= 0.0 else -math.inf, 0.0 if high <= 0.0 else math.inf)
 
@@ -201,12 +201,12 @@ def _clamp(call: Call) -> Range:
 def _hardtanh(call: Call) -> Range:
     low, high = call.get(1, "min_val", -1.0), call.get(2, "max_val", 1.0)
     if not isinstance(low, int | float) or low < 0.0:
-        raise UnknownError  # as for other functions of both signs, that the grid is signed is said
+        raise UnknownError  # warns that the grid is signed, as for other functions of both signs
     return _between(call.first, low, high)
 
 
 def _extreme(rule: Callable[[Range, Range], Range]) -> Rule:
-    """Of two tensors, or along a dimension of one."""
+    """The rule for the extreme of two tensors, or along a dimension of one."""
 
     def of(call: Call) -> Range:
         other = call.get(1, "other")
@@ -229,7 +229,7 @@ def _absolute(x: Range) -> Range:
 
 
 def _where(call: Call) -> Range:
-    """As a function its condition comes first, as a method second."""
+    """The rule of `where`, whose condition comes first as a function, second as a method."""
     chosen = call.first if call.node.op == "call_method" else call.range(1, "input")
     return chosen.hull(call.range(2, "other"))
 
@@ -382,7 +382,7 @@ def operation(node: fx.Node) -> str:
 
 
 def of_operation(call: Call) -> Range:
-    """What a function or method puts out; UnknownError where nothing is known of it."""
+    """The range of a function's or method's output; UnknownError if there is no rule for it."""
     node = call.node
     if node.target is getattr:  # of a tensor
         return call.first if node.args[1] in ("T", "mT", "data", "H", "mH") else UNSIGNED
@@ -466,9 +466,9 @@ VIEW_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout1d,
 
 
 def of_module(module: nn.Module, call: Call) -> Range:
-    """What a module puts out, by the forward that it has; UnknownError where it may be anything.
+    """The range of a module's output; UnknownError if it may be anything.
 
-    A subclass counts as what it inherits its forward from; one with a forward of its own may compute anything.
+    A subclass is treated as the class whose forward it inherits; one with a forward of its own may compute anything.
     """
     if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
         raise UnknownError

@@ -2,7 +2,7 @@
 
 oneDNN's kernel for processors without AVX-512 writes past its workspace there: fewer than 8 input channels,
 channels-last (https://github.com/uxlfoundation/oneDNN/issues/6035; torch 2.15). What follows is a crash, or a wrong
-gradient without a word. Narrow ResNets have such convolutions in their shortcuts.
+gradient without an error. Narrow ResNets have such convolutions in their shortcuts.
 
 Importing this module registers a CPU kernel for `aten::convolution_backward`, so that no convolution can miss it: in a
 network of ours or of a plug-in's, in a module or as `F.conv2d`, float or quantized. A strided 1x1 convolution reads
