@@ -1,4 +1,4 @@
-"""Bits promised == codes found, in the tensors that reach convolutions and linear layers."""
+"""Checks that tensors reaching convolutions and linear layers hold no more codes than their bits allow."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def audit_codes(
 
 
 class _Operands(Watch):
-    """What layers give to convolutions and matrix products while they run, by layer; whoever quantized it."""
+    """The tensors that layers give to convolutions and matrix products while they run, by layer."""
 
     def __init__(self, model: nn.Module, layers: Collection[str]) -> None:
         super().__init__(model)
         self.layers = set(layers)
         self.seen: dict[tuple[str, str], Tensor] = {}
         self.borrowed: dict[tuple[str, str], str] = {}
-        """By module and operation outside of layers: whose parameter it multiplies with."""
+        """(module, operation) outside of layers -> the names of the parameters that it multiplies by."""
         self.owners = {id(parameter): name for name, parameter in model.named_parameters()}
 
     def called(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -90,7 +90,7 @@ class _Operands(Watch):
         return func(*args, **kwargs)
 
     def blame(self, work: FloatWork) -> str:
-        """Who does that work, and with which parameter, as far as it is known."""
+        """The operation and module that do that work, and with which parameter, as far as it is known."""
         with_what = self.borrowed.get((work.module, work.operation))
         place = f" of {work.module}" if work.module else " of the network's own forward"
         return (

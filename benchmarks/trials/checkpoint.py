@@ -21,7 +21,7 @@ from benchmarks.stopping import StoppedError, asked
 
 SCHEMA = 4
 _DEAREST = 50
-"""Time between two saves over that of a save, at the least."""
+"""The least ratio of the time between two saves to the time that a save takes."""
 
 Result = TypeVar("Result")
 
@@ -51,9 +51,9 @@ def save_checkpoint(path: Path, trial_id: str, state: dict[str, Any]) -> None:
 def going_on(
     path: Path, trial_id: str, run: Callable[[dict[str, Any] | None], Generator[Progress, None, Result]]
 ) -> Generator[Progress, None, Result]:
-    """Run from where the checkpoint is, or from the beginning, and say so where there is one that is of no use.
+    """Run from the checkpoint, or from the beginning, with a note where a checkpoint cannot be used.
 
-    run: told what the checkpoint holds, or None. Raises UnfitError if it cannot use that, see `faults.resuming`.
+    run: gets the checkpoint's state, or None. It raises UnfitError if it cannot use that, see `faults.resuming`.
     """
     doubts: list[str] = []
     try:
@@ -75,11 +75,11 @@ def going_on(
 
 
 def load_checkpoint(path: Path, trial_id: str, tell: Callable[[str], object] = str) -> dict[str, Any] | None:
-    """The state saved for a trial, or the one before where the last cannot be trusted; None if there is none.
+    """The state saved last for a trial, or the one before if that cannot be trusted; None if there is none.
 
-    Its tensors are on the CPU, wherever they were. What cannot be trusted is removed where the one before can: the next
-    save would put it in that one's place. Raises CheckpointError if there are files and none can be trusted.
-    tell: told of a last one that cannot be trusted.
+    Its tensors are on the CPU, wherever they were. A last checkpoint that cannot be trusted is removed if the one
+    before can be, as the next save would put it in that one's place. Raises CheckpointError if there are files and none
+    can be trusted. tell: called with a line about a last checkpoint that cannot be trusted.
     """
     forget_unfinished(path)
     found: CheckpointError | None = None
@@ -93,7 +93,7 @@ def load_checkpoint(path: Path, trial_id: str, tell: Callable[[str], object] = s
             continue
         if found:
             tell(f"{found}; it goes on from the checkpoint before")
-            path.unlink(missing_ok=True)  # by another rank, if not by this one
+            path.unlink(missing_ok=True)  # another rank may have removed it
         return state
     if found:
         raise found
@@ -176,7 +176,7 @@ def save_network(path: Path, state: dict[str, torch.Tensor]) -> None:
 
 
 def load_network(path: Path) -> dict[str, torch.Tensor]:
-    """What `save_network` wrote under this name. Raises CheckpointError for anything else, FileNotFoundError."""
+    """The state dict that `save_network` wrote here. Raises FileNotFoundError, CheckpointError for any other file."""
     state: dict[str, torch.Tensor] = _loaded(path.read_bytes(), str(path), path.stem)
     return state
 

@@ -22,7 +22,7 @@ def measure_macs(run: Callable[[], object]) -> int:
 
 
 class UnpaidWorkError(Exception):
-    """A method ran the network where nobody charges it, or for more than the price of its step."""
+    """A method ran the network outside of a charged step, or a step's work differed from its price."""
 
 
 @dataclass
@@ -93,7 +93,7 @@ class Entry:
 class Account:
     """MACs granted to a trial and what has been charged, by phase; `shown` is counted but not charged.
 
-    epoch_macs: what one recipe epoch of fine-tuning costs, the unit in which tables speak. free_search: what the search
+    epoch_macs: what one recipe epoch of fine-tuning costs, the unit of tables. free_search: what the search
     spends is counted, and fine-tuning gets the whole grant all the same.
     """
 
@@ -141,7 +141,7 @@ class Account:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError, or what a state of another shape brings."""
+        """Raises ValueError, or any other error that a state of another shape causes."""
         for part in ("phases", "shown"):
             entries = {}
             for name, numbers in state[part].items():

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.messages import SuiteError
 
 SENT_FROM = "MPBENCH_SENT_FROM"
-"""Set where code runs that was sent without its history: `source_state` of the checkout that it is from, as JSON."""
+"""Environment variable for code sent without its git history: `source_state` of its checkout, as JSON."""
 
 PACKAGES = (
     "torch",
@@ -111,7 +111,7 @@ def device_name(device: str) -> str:
 def source_state() -> dict[str, Any]:
     """The commit of the code, and whether files differ from it; nulls outside a git checkout.
 
-    Code that was sent here from a checkout is in the state that its sender found.
+    Code that was sent here from a checkout has the state that its sender found.
     """
     if sent := os.environ.get(SENT_FROM):
         state: dict[str, Any] = json.loads(sent)

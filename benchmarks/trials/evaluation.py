@@ -16,7 +16,7 @@ from benchmarks.data.loading import Request, fetched
 
 RECALIBRATION_IMAGES = 4096
 TOP5_CLASSES = 100
-"""With fewer, five guesses are too many to mean much."""
+"""With fewer classes, top-5 accuracy says little."""
 
 
 class Score(NamedTuple):

@@ -22,7 +22,7 @@ from benchmarks.trials.checkpoint import CheckpointError, UnfitError
 
 
 class DeviceLostError(OSError):
-    """This process can use its GPU no more; another can, and goes on from the checkpoint."""
+    """This process can no longer use its GPU; another process can, and continues from the checkpoint."""
 
 
 INFRASTRUCTURE = (
@@ -61,14 +61,14 @@ _MACHINE = (
 )
 
 _COMPILER = "torch._dynamo.exc.BackendCompilerFailed"
-"""What its errors descend from; named here, as its import takes seconds."""
+"""Base class of a compiler's errors; by its name, as importing it takes seconds."""
 
 
 def machine_s_fault(error: Exception) -> bool:
     """Whether an error says nothing about a method.
 
-    So do torch's RuntimeErrors that memory was short, that a GPU, its libraries or a compiler failed, or that a process
-    which loads images was killed; the latter is raised by a signal, wherever the trial happens to be.
+    That includes torch's RuntimeErrors about short memory, about a GPU, its libraries or a compiler, and about a killed
+    process that loads images. The last is raised by a signal handler, anywhere in a trial.
     """
     if isinstance(error, INFRASTRUCTURE):
         return True
@@ -79,9 +79,9 @@ def machine_s_fault(error: Exception) -> bool:
 
 @contextmanager
 def resuming() -> Iterator[None]:
-    """Inside, a checkpoint's state is taken over. Raises UnfitError for whatever a state of another shape brings.
+    """Around the loading of a checkpoint's state: turns any error of a state that does not fit into UnfitError.
 
-    So a state that does not fit is the machine's fault, whoever refuses it: network, optimizer or method.
+    So such a state is the machine's fault, whether network, optimizer or method refuses it.
     """
     try:
         yield
@@ -93,7 +93,7 @@ def resuming() -> Iterator[None]:
 
 
 def require_device(device: str, error: Exception) -> None:
-    """Raises DeviceLostError where all later work on a GPU would fail as this did: some errors stay with a process."""
+    """Raises DeviceLostError if this process's later work on a GPU would fail too: some errors are permanent."""
     if not device.startswith("cuda"):
         return
     try:
@@ -109,7 +109,7 @@ def traceback_of(error: BaseException) -> str:
     project = Path(__file__).parents[2]
     for folder in (Path(sys.prefix), Path(sys.base_prefix), project, project.resolve()):  # .venv is in the project
         text = _renamed(text, folder, "")
-    with suppress(RuntimeError):  # nobody's home, as in some containers
+    with suppress(RuntimeError):  # no home folder, as in some containers
         text = _renamed(text, Path.home(), "~/")
     return text
 

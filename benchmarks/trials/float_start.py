@@ -45,7 +45,7 @@ _TEST_ACCURACY, _SECONDS, _IMAGES, _MACS = "_test_accuracy", "_seconds", "_image
 
 @dataclass(frozen=True)
 class Start:
-    """Float weights with recalibrated batch norm, how they do on test as they are, and what they took.
+    """Float weights with recalibrated batch norm, their accuracy on test, and what their training took.
 
     images, macs: of training; None where that is not known, as of published weights.
     """
@@ -62,9 +62,9 @@ class Start:
 
 
 class StartFailedError(Exception):
-    """A float network that cannot be had, by its own fault or its recipe's; what was raised is in `trace`.
+    """A float network that cannot be trained, by its own fault or its recipe's; `trace` has the traceback.
 
-    Every trial that starts from it has failed.
+    Every trial that starts from it fails.
     """
 
     def __init__(self, message: str, trace: str) -> None:
@@ -73,14 +73,14 @@ class StartFailedError(Exception):
 
 
 def teacher_network(start: Start, spec: StartSpec, device: torch.device) -> nn.Module:
-    """The start as a network that only answers: in eval mode, without gradients."""
+    """The start as a teacher: a network in eval mode, without gradients."""
     model = _fresh(spec)
     model.load_state_dict(start.state)
     return model.to(device).eval().requires_grad_(False)
 
 
 def _fresh(spec: StartSpec) -> nn.Module:
-    """The network with whatever weights; no generator is drawn from."""
+    """The network with arbitrary weights; the state of torch's generators stays the same."""
     with torch.random.fork_rng(devices=[]):
         return build_model(spec.model, spec.data)
 
@@ -90,7 +90,7 @@ def float_start(
 ) -> Generator[Progress, None, Start]:
     """Progress while it trains; returns the start. Of several trials one trains it, with its ranks; the others wait.
 
-    A start that is damaged, or of another network, is made again. Raises StartFailedError, also where it was so before.
+    A start that is damaged, or of another network, is made again. Raises StartFailedError, also if it failed before.
     """
     try:
         start = _kept(spec, workspace)
@@ -110,7 +110,7 @@ def float_start(
 
 
 def _kept(spec: StartSpec, workspace: Workspace) -> Start | None:
-    """The start that is kept. Raises CheckpointError if it cannot be used, StartFailedError if it could not be had."""
+    """The start on disk, if any. Raises CheckpointError if it cannot be used, StartFailedError if it failed before."""
     path = workspace.start(spec.key)
     try:
         state = load_network(path)
@@ -126,11 +126,11 @@ def _kept(spec: StartSpec, workspace: Workspace) -> Start | None:
 
 
 def _raise_failure(path: Path) -> None:
-    """Raises StartFailedError if it is noted here that the start could not be had."""
+    """Raises StartFailedError if `path` notes that training the start failed."""
     try:
         noted = json.loads(path.read_text(encoding="utf-8"))
         failure = StartFailedError(str(noted["message"]), str(noted["trace"]))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # a note that cannot be read is none
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # an unreadable note does not count
         return
     raise failure
 
@@ -145,7 +145,7 @@ def _is_kept(spec: StartSpec, workspace: Workspace) -> bool:
 def _made(
     spec: StartSpec, workspace: Workspace, runtime: Runtime, data: Dataset, ranks: Ranks
 ) -> Generator[Progress, None, None]:
-    """Make it, or note why that cannot be: the first rank does, for all trials that start from it."""
+    """Make the start, or have the first rank note why that fails, for all trials that start from it."""
     path, failure = workspace.checkpoint(spec.key), workspace.start_failure(spec.key)
     try:
         yield from going_on(path, spec.key, partial(_make, spec, workspace, runtime, data, ranks))
@@ -200,7 +200,7 @@ def _train(
     ranks: Ranks,
     saved: dict[str, Any] | None,
 ) -> Generator[Progress, None, dict[str, int]]:
-    """Progress; returns the images and MACs of it all, whether or not it has been interrupted."""
+    """Progress; returns images and MACs of the whole training, interrupted or not."""
     assert spec.pretraining is not None
     recipe = spec.pretraining.recipe
     harness = Harness(

@@ -69,7 +69,7 @@ class Price(NamedTuple):
 
 @dataclass(kw_only=True)
 class Harness:
-    """One network and all that training it takes: float pretraining, a search and fine-tuning alike.
+    """One network and all that its training needs, alike in float pretraining, search and fine-tuning.
 
     train: the training split; no other images are within reach. seed: of its random streams. teacher: None without
     distillation. augments: whether the suite augments at all. loaders: processes that load images ahead. ranks: the
@@ -92,11 +92,11 @@ class Harness:
     _prices: dict[str, Price] = field(default_factory=dict, init=False)
     _teacher_counter: list[int] | None = field(default=None, init=False)
     _soft_labels: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
-    """By the address of images: these, which keeps the address theirs, and the teacher's probabilities."""
+    """Address of images -> the images, held so that the address stays theirs, and the teacher's probabilities."""
 
     def compile(self) -> None:
         """Have weight training run the model through torch.compile."""
-        torch._dynamo.reset()  # else a worker's next network counts as the last one compiled again, once too often
+        torch._dynamo.reset()  # else a worker's next network counts as a recompilation, of which torch allows a few
         self.compiled = torch.compile(self.model, dynamic=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ class Harness:
         return self.ranks.common(values)
 
     def price_of(self, trainee: Trainee, phase: Phase) -> Price:
-        """What a step of `phase` costs, by the phase's name: it is run once on a few images, and all of it undone."""
+        """What a step of `phase` costs, kept by the phase's name: one step is run on a few images and undone."""
         if phase.name not in self._prices:
             images = min(_PRICED_IMAGES, self.recipe.micro_batch)
             sample = replace(self.batches(phase, "price"), batch_size=images, micro_batch=images).next()[0]
@@ -173,14 +173,14 @@ class Harness:
         self._soft_labels.clear()
         images = sum(len(micro.labels) for micro in batch)
         metered = self.meter.step(phase.name, images) if self.meter else nullcontext()
-        # Without autocast's cache of cast weights: a step of a method may step its optimizer and go on.
+        # Without autocast's cache of cast weights: a method may update weights within a step and go on.
         lowered = self.recipe.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=lowered, cache_enabled=False), metered:
             return trainee.step(batch, phase)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Nothing is compiled inside, so that operations are counted one by one, and nothing said to other ranks."""
+        """Inside, nothing is compiled, so that operations are counted one by one, and no rank talks to another."""
         compiled, self.compiled = self.compiled, None
         ranks, self.ranks = self.ranks, ALONE
         try:
@@ -190,7 +190,7 @@ class Harness:
 
     @contextmanager
     def _undone(self, trainee: Trainee) -> Iterator[None]:
-        """Whatever happens inside to model, gradients, trainee and generators is taken back."""
+        """Undoes all changes made inside to model, gradients, trainee and generators."""
         model_state = deepcopy(self.model.state_dict())
         gradients = [(param, param.grad) for param in self.model.parameters()]
         state, training = deepcopy(trainee.state_dict()), self.model.training

@@ -26,10 +26,10 @@ class CeilingExceededError(Exception):
 
 
 def check_policy(spec: TrialSpec, ledger: Ledger, policy: Policy | None, candidates: Candidates | None) -> None:
-    """Raises PolicyError unless it gives exactly the searchable layers bits, CeilingExceededError if it costs too much.
+    """Raises PolicyError unless exactly the searchable layers get bits, CeilingExceededError if they cost too much.
 
-    candidates: the bits that it may give; None where any will do, for methods that do not choose among them: uniform
-    LSQ's activations have any width, and a given policy's bits are those that were given.
+    candidates: the bits that may be given; None where any are allowed, for methods that do not choose among them:
+    uniform LSQ's activations have any width, and a given policy's bits are those that were given.
     """
     ceiling = spec.ceiling_bops
     if (policy is None) != (ceiling is None):
@@ -51,7 +51,7 @@ def check_policy(spec: TrialSpec, ledger: Ledger, policy: Policy | None, candida
 
 
 def validate(setting: Setting, account: Account, model: nn.Module) -> dict[str, float]:
-    """Validation's score as it would be at the end; batch norm is recalibrated for it and put back."""
+    """The score on validation as if training ended now; batch norm is recalibrated for it and put back."""
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     _recalibrate(setting, account, model)
     score = evaluate(model, setting.data.validation, setting.device, setting.loaders)
@@ -62,7 +62,7 @@ def validate(setting: Setting, account: Account, model: nn.Module) -> dict[str, 
 
 
 def judge(setting: Setting, account: Account, model: nn.Module, policy: Policy | None, start: Start) -> dict[str, Any]:
-    """Audit a finished network's codes, recalibrate its batch norm, and score it: here alone it meets test images."""
+    """Audit a finished network's codes, recalibrate its batch norm, and score it. Only here does it see test images."""
     _recalibrate(setting, account, model)
     audit = _audit(setting, model, policy)
     validation = evaluate(model, setting.data.validation, setting.device, setting.loaders)
@@ -73,7 +73,7 @@ def judge(setting: Setting, account: Account, model: nn.Module, policy: Policy |
 
 
 def best_of(validations: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The best of what was scored on the way, the first of equals; it ranks nothing."""
+    """The best score on validation during fine-tuning, the first of equals; never used for ranking."""
     if not validations:
         return {}
     best = max(validations, key=lambda row: row["accuracy"])

@@ -1,4 +1,4 @@
-"""What is noted of a trial while it runs, for its record; also of one that fails on the way."""
+"""What is noted of a trial while it runs, for its record; also if the trial fails."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Notes:
         self.phase_seconds |= loop.seconds
 
     def begin(self, account: Account, saved: dict[str, Any] | None) -> None:
-        """Begin, or go on from what `saved` gave in a process that has ended."""
+        """Begin, or continue from what `saved` returned in a process that has ended."""
         self.account, self.restarts, self.search_stopped, self.curves = account, 0, False, {}
         if saved:
             account.load_state_dict(saved["account"])
@@ -73,7 +73,7 @@ class Notes:
         return {"account": account, "restarts": self.restarts, "stopped": self.search_stopped, "curves": self.curves}
 
     def outcome(self, status: Status, error: Exception | None = None) -> dict[str, Any]:
-        """The part of a record's result that is told of every trial, however it ended."""
+        """The part of a record's result that every trial has, however it ended."""
         told = None if error is None else {"type": type(error).__name__, "message": without_secrets(str(error))}
         return {
             "status": status,
@@ -100,7 +100,7 @@ class Notes:
 
 
 def _peaks(device: torch.device) -> dict[str, int]:
-    """Most memory at a time: of this process so far, and what its tensors had of a GPU since the trial began."""
+    """Peak memory: of this process so far, and of its tensors on a GPU since the trial began."""
     peaks = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
     if device.type == "cuda":
         peaks["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated(device)

@@ -25,7 +25,7 @@ class Problem(Harness):
 
     @classmethod
     def of(cls, harness: Harness, *, ledger: Ledger, candidates: Candidates, ceiling: int, account: Account) -> Problem:
-        """A search's view of a harness, which is not used otherwise from then on."""
+        """A search's view of a harness, which nothing else uses from then on."""
         shared = {part.name: getattr(harness, part.name) for part in fields(Harness) if part.init}
         return cls(**shared, ledger=ledger, candidates=candidates, ceiling=ceiling, account=account)
 

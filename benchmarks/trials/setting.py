@@ -1,4 +1,4 @@
-"""What a trial sets before a method: the network, made quantizable, and the two budgets."""
+"""What a trial gives a method: the network, made quantizable, and the two budgets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from methods.quantization.policy import Candidates
 
 @dataclass(frozen=True)
 class Setting:
-    """A trial's data and networks, in hand. start: state of the float network; teacher: None without distillation.
+    """A trial's data and networks, loaded. start: state of the float network; teacher: None without distillation.
 
     loaders: processes that load images ahead. ranks: the processes that train the trial together.
     """

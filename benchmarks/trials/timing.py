@@ -46,7 +46,7 @@ _LONGEST_WAIT = 60.0
 
 _RECORD_BYTES = 70_000
 _CHECKPOINTS = 6
-"""Sizes of a network that a trial's two checkpoints have at most: its own and twice that of its optimizer, each."""
+"""Networks' sizes that two checkpoints of a trial take at most: one for the network and two for its optimizer, each."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,12 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Of all trials and float starts one after the other."""
+        """Seconds of all trials and float starts, one after the other."""
         return self.starts_seconds + sum(row.count * row.time.total for row in self.rows)
 
     @property
     def elapsed(self) -> float:
-        """With all slots at work: the float starts, then the trials, of which none is faster than itself."""
+        """Seconds with all slots at work: the float starts, then the trials, at least as long as the longest trial."""
         starts = self.starts_seconds / max(1, min(self.slots, self.starts))
         longest = max((row.time.total for row in self.rows), default=0.0)
         return starts + max(longest, (self.seconds - self.starts_seconds) / self.slots)
@@ -106,7 +106,7 @@ class Estimate:
 
     @property
     def saved_bytes(self) -> int:
-        """Of checkpoints at most, with all slots at work."""
+        """Most bytes of checkpoints, with all slots at work."""
         return self.slots * max((row.saved_bytes for row in self.rows), default=0)
 
 
@@ -181,7 +181,7 @@ class _Bench:
 
     @cached_property
     def image(self) -> float:
-        """Seconds of evaluation per image, by some batches, more of them than are loaded ahead."""
+        """Seconds of evaluation per image, measured over more batches than are loaded ahead."""
         setting, split = self.setting, self.setting.data.validation
         model = build_model(setting.spec.model, setting.spec.data).to(setting.device)
         some = Subset(split, np.arange(min(EVALUATION_BATCH * (1 + AHEAD * setting.loaders), len(split))))
@@ -216,7 +216,7 @@ class _Bench:
 
 @dataclass
 class _Benches:
-    """One bench for all trials that differ in nothing that their steps' time depends on."""
+    """One bench for all trials that have in common whatever the time of a step depends on."""
 
     runtime: Runtime
     made: dict[str, _Bench] = field(default_factory=dict)
@@ -255,7 +255,7 @@ def _row(trials: Sequence[Trial], bench: _Bench) -> Row:
 
 
 def _search_seconds(spec: TrialSpec, bench: _Bench) -> float:
-    """The phases that come once, and for the rest of the share the seconds per MAC of those that come again."""
+    """Seconds of a search: its phases that run once, then its share's other MACs at the speed of repeated phases."""
     setting = replace(bench.setting, spec=spec)
     problem = setting.problem(spec.seed)
     method = problem.build(load_method(spec.method.name), spec.method.options)

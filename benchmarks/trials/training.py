@@ -126,9 +126,9 @@ class Loop:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> Iterator[Progress]:
-        """Raises DivergedError at the first loss that is not finite.
+        """Train, and tell of every step. Raises DivergedError at the first loss that is not finite.
 
-        Raises ValueError for a search whose phase is called as fine-tuning is: prices are known by the names of phases.
+        Raises ValueError for a search with a phase named like fine-tuning's: prices are kept by the phases' names.
         """
         streams: dict[str, Stream] = {}
         while (phase := self.trainee.phase()) is not None:
@@ -177,7 +177,7 @@ class Loop:
         return {"model": model, "loop": self.state_dict(), "rng": rng}
 
     def resume(self, saved: Mapping[str, Any]) -> None:
-        """Go on from what `saved` gave."""
+        """Continue from what `saved` returned."""
         self.harness.model.load_state_dict(saved["model"])
         self.load_state_dict(saved["loop"])
         set_random_state(saved["rng"], self.harness.device)

@@ -74,7 +74,7 @@ def run(
     except Exception as error:
         if machine_s_fault(error):
             raise
-        if ranks.rank and not comes(lambda: workspace.done(spec)):  # else the first failed alike, and said so
+        if ranks.rank and not comes(lambda: workspace.done(spec)):  # else the first failed too, and wrote the record
             raise RanksDifferError(f"rank {ranks.rank}: {error}") from error
         trace = error.trace if isinstance(error, StartFailedError) else traceback_of(error)
         result = notes.outcome(_status_of(error), error)
@@ -114,7 +114,7 @@ def _status_of(error: Exception) -> Status:
 
 @dataclass(frozen=True)
 class _Trial:
-    """What all stages of a trial are given. account: what they draw on."""
+    """What all stages of a trial are given. account: charged by all of them."""
 
     setting: Setting
     workspace: Workspace
@@ -144,7 +144,7 @@ def _stages(
     notes: Notes,
     saved: dict[str, Any] | None,
 ) -> Generator[Progress, None, dict[str, Any]]:
-    """Search, fine-tune, examine, or go on where a checkpoint was; at ranks but the first, nothing is examined."""
+    """Search, fine-tune and examine, from the checkpoint if there is one; only the first rank examines."""
     problem = setting.problem(_search_seed(setting.spec))
     trial = _Trial(setting, workspace, runtime, notes, problem.account)
     with resuming():
@@ -169,7 +169,7 @@ def _search_seed(spec: TrialSpec) -> int:
 
 
 def _agree(trial: _Trial, model: nn.Module, stage: str, step: int) -> None:
-    """Raises RanksDifferError where ranks do not begin alike, before compute is spent on it."""
+    """Raises RanksDifferError if ranks begin a stage with different weights, before compute is spent on it."""
     if trial.ranks.count > 1:
         parameters = network_digest(dict(model.named_parameters()))
         trial.ranks.agree("what they begin with", full_digest([stage, step, parameters]))
@@ -210,7 +210,7 @@ def _search(trial: _Trial, problem: Problem, saved: dict[str, Any] | None) -> Ge
 
 def _require_share(problem: Problem, method: Method, min_steps: int) -> None:
     """Raises InapplicableError if the share cannot pay the steps without which the method has no result."""
-    phase = method.phase()  # None too where the method has seen that no step is paid
+    phase = method.phase()  # also None if the method found that its share pays no step
     paid, of = (0, "") if phase is None else (problem.account.search_macs // problem.price(phase), f" of {phase.name}")
     if paid < min_steps:
         raise InapplicableError(
@@ -252,7 +252,7 @@ def _finetune(trial: _Trial, searched: Searched, saved: dict[str, Any] | None) -
 
 def _finetuning(setting: Setting, searched: Searched) -> Harness:
     """The network with the chosen widths only; weights, batch norm and activation steps as the search left them."""
-    # A network that stays float has all the same quantizers, which are off.
+    # A network that stays float has quantizers too; they are off.
     unused = {layer.name: LayerBits(8, 8) for layer in setting.ledger if not layer.pinned}
     bits = unused if searched.policy is None else searched.policy
     # Fine-tuning's own stream is that of the seed alone, so that all methods and draws are paired.
@@ -265,7 +265,7 @@ def _finetuning(setting: Setting, searched: Searched) -> Harness:
 
 
 def _paid_steps(trial: _Trial, macs_per_image: int) -> int:
-    """Steps that are granted and paid. Raises InapplicableError where there is none."""
+    """Steps of fine-tuning that are granted and paid. Raises InapplicableError if there are none."""
     granted = round(trial.spec.compute.epochs * trial.setting.epoch_steps)
     steps = min(granted, trial.account.finetune_macs // (macs_per_image * trial.spec.recipe.batch_size))
     if not steps:
@@ -283,7 +283,7 @@ def _validates(trial: _Trial, step: int) -> bool:
 
 
 def _save(trial: _Trial, loop: Loop, searched: Searched | None = None) -> None:
-    """Save a stage. searched: what was chosen, once it is."""
+    """Save a stage. searched: the method's choice, once it is made."""
     state = {"stage": loop.stage, **trial.notes.saved(), **loop.saved()}
     if searched is not None:
         policy = None if searched.policy is None else searched.policy.to_dict()
