@@ -1,4 +1,4 @@
-"""Addresses as they may be shown, kept or logged: without the user, the password and the query that they carry."""
+"""Addresses as they may be shown, kept or logged: without user, password and query."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]*")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(.*)", re.DOTALL)
 _SHORTEST = 3
-"""Characters; shorter parts of an address are no secret that could be told from other text."""
+"""Characters; a shorter part of an address occurs in other text too, so it is not replaced there."""
 
 
 def shown(address: str) -> str:
@@ -30,7 +30,7 @@ def shown(address: str) -> str:
 
 
 def without_secrets(text: str, *addresses: str | None) -> str:
-    """A text with every address in it as `shown`, and without the secrets of `addresses` wherever else they stand.
+    """A text with every address in it as `shown`, and with *** for the secrets of `addresses` anywhere else in it.
 
     >>> without_secrets("no bucket key:secret in s3://key:secret@bucket", "s3://key:secret@bucket")
     'no bucket *** in s3://bucket'

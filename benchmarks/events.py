@@ -1,4 +1,4 @@
-"""What a job tells while it runs, and how it ended. Free of torch."""
+"""What a job reports while it runs, and how it ended. Free of torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 class Progress:
     """One step of a job, as seen from outside.
 
-    total: steps of this stage, None where it is not known. note: what the user is to be told; nothing if empty.
+    total: steps of this stage, None if unknown. note: a message for the user; none if empty.
     """
 
     stage: str
@@ -22,7 +22,7 @@ class Progress:
 
     @classmethod
     def noting(cls, note: str) -> Progress:
-        """No step, but something that the user is to be told."""
+        """No step, only a message for the user."""
         return cls("note", 0, None, {}, note)
 
 
@@ -30,11 +30,11 @@ class Progress:
 class Outcome:
     """How a job ended.
 
-    failed: a float start that cannot be had by its network's fault, as the records of its trials say; lost: through no
-    fault of a method, and without a record; busy: another run has it.
+    failed: a float start that cannot be trained by its network's fault, as the records of its trials say; lost: through
+    no fault of a method, and without a record; busy: another run has it.
 
-    message: of a job that is done, why its result is not at the storage. wrong_use: lost to a configuration error; a
-    rerun would fail too.
+    message: why it failed or was lost; of a job that is done, why its result is not at the storage. wrong_use: lost to
+    a configuration error; a rerun would fail too.
     """
 
     status: Literal["done", "failed", "busy", "lost"]

@@ -18,7 +18,7 @@ from secrets import token_hex
 from typing import BinaryIO
 
 ABANDONED_SECONDS = 24 * 3600.0
-"""After this time a file that another machine had begun counts as left behind."""
+"""After this time another machine's unfinished file counts as left behind."""
 
 _UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9a-f]{8}", re.DOTALL)
 
@@ -26,8 +26,8 @@ _UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})-(?P<pid>[0-9
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Have `write` fill a file that then appears at `path` whole or not at all, also through a kill or a full disk.
 
-    Once it returns, file and name are on the disk, also through a power failure. What killed writers had begun in the
-    same folder is removed. Raises OSError that names the file.
+    Once it returns, file and name are on the disk and survive a power failure. Unfinished files of killed writers in
+    the same folder are removed. Raises OSError that names the file.
     """
     _make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{token_hex(4)}")
@@ -54,7 +54,7 @@ _sync, _rename = os.fsync, os.replace
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, to last; in one that is there, remove what killed writers left."""
+    """Make a folder and those above it durably; in an existing folder, remove what killed writers left."""
     if folder.is_dir():
         _forget_once(folder)
         return
@@ -64,7 +64,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk; a file system that cannot do that for folders needs no asking."""
+    """Flush the names in a folder to the disk, unless its file system cannot do that for folders."""
     number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         _sync(number)
@@ -81,14 +81,14 @@ def _forget_once(folder: Path) -> None:
 
 
 def forget_unfinished(path: Path) -> None:
-    """Remove what `write_atomic` had begun at `path` in processes that were killed."""
+    """Remove unfinished files that killed processes left while writing `path`."""
     _forget(path.parent, path.name)
 
 
 def _forget(folder: Path, name: str | None) -> None:
-    """Remove files that killed writers had begun in a folder, of one name or of any.
+    """Remove unfinished files of killed writers from a folder, of one name or of any.
 
-    A process is known to be gone only on the machine, and in the container, that it ran in; what another has begun is
+    Only on its own machine, and in its container, is a process known to be gone; a file of another machine counts as
     left behind once it is a day old.
     """
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
@@ -105,7 +105,7 @@ def _forget(folder: Path, name: str | None) -> None:
 
 @cache
 def _machine() -> str:
-    """Tells apart machines, their boots, and containers, in which process numbers mean other processes."""
+    """An id of this machine, boot and container: in another one, process numbers mean other processes."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text(), str(Path("/proc/self/ns/pid").readlink())]
@@ -140,7 +140,7 @@ def read_regular(path: Path, most: int, *, follow: bool = True) -> bytes:
 
 @contextmanager
 def file_lock(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold the lock that is the file `path`; yields whether it was had. The system frees it however a process ends.
+    """Hold the lock file `path`; yields whether it was obtained. The system frees it however a process ends.
 
     Raises OSError for a file system without locks, with what to do.
     """

@@ -1,4 +1,4 @@
-"""Errors a user can act on: what came, what is known, and the nearest of it."""
+"""Errors a user can act on: what was given, what is known, and the nearest known name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class SuiteError(ValueError):
 
 
 _ELSEWHERE = {"epochs": "epochs of fine-tuning are compute.epochs, of float training pretraining.epochs"}
-"""Where keys are that are often looked for in another place."""
+"""For keys that are often put in the wrong place: where they belong."""
 
 
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
@@ -46,7 +46,7 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> str:
 
 
 def _in_our_words(error: Any, model: type[BaseModel]) -> str:
-    """Pydantic's message; what it says of Python's types and of patterns, as one writes a suite."""
+    """Pydantic's message; types and patterns are described as one writes them in a suite."""
     given = error["input"]
     match error["type"]:
         case "tuple_type" | "list_type":
@@ -76,9 +76,9 @@ def explain_yaml(error: Exception) -> str:
 
 
 def _walk(kind: Any, location: Sequence[int | str]) -> tuple[list[str], Any]:
-    """Where `location` is in what was written, and the last model on the way there.
+    """The keys that lead to `location` in the suite as written, and the last model on the way there.
 
-    Pydantic's locations also name which model of a union was meant, by its tag; what was written does not.
+    Pydantic's locations also have the tag of the model chosen from a union; the suite as written has none.
     """
     place, models = [], [kind]
     for part in location:

@@ -59,7 +59,7 @@ def _build(spec: ModelSpec, data: DataSpec) -> nn.Module:
 def published_weights(spec: ModelSpec, data: DataSpec, folder: Path | None = None) -> dict[str, torch.Tensor]:
     """The state dict of a torchvision weights enum, from a folder of its files or, with None, from torch's own cache.
 
-    What is not in the cache is downloaded. Raises SuiteError if it is unknown, absent, damaged or does not fit.
+    Weights missing in the cache are downloaded. Raises SuiteError if they are unknown, absent, damaged or do not fit.
     """
     require_weights(spec, data)
     file = weights_file(spec, folder)
@@ -97,7 +97,7 @@ def _download(url: str, file: Path, what: str) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(file), file.stem.rpartition("-")[2], progress=False)
-    except (OSError, RuntimeError) as error:  # the latter: what came has another digest
+    except (OSError, RuntimeError) as error:  # RuntimeError: the download has another digest
         raise SuiteError(
             f"cannot fetch {what} ({error}); download {url} elsewhere and name its folder with --weights, or train "
             "from scratch with --set weights=none"
@@ -115,12 +115,12 @@ def measure_ledger(spec: ModelSpec, data: DataSpec) -> Ledger:
     Raises SuiteError, in one line, where it cannot be counted or quantized as it is.
     """
     with torch.random.fork_rng(devices=[]), _named(spec), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # they are among what inspect_network says
+        warnings.simplefilter("ignore", UserWarning)  # inspect_network reports them
         return ledger_of(build_model(spec, data), _image_shape(data), spec.stays_float)
 
 
 def inspect_network(spec: ModelSpec, data: DataSpec) -> tuple[str, ...]:
-    """What is worth knowing of a network that brings no committed ledger, found by running it once as trials will.
+    """Warnings about a network without a committed ledger, found by running it once as trials will.
 
     Raises SuiteError, in one line, where that fails.
     """
@@ -159,9 +159,9 @@ def _image_shape(data: DataSpec) -> tuple[int, int, int]:
 
 
 def _training_failure(original: nn.Module, images: torch.Tensor) -> str | None:
-    """What the float network raises when it takes a step, if it does.
+    """The error that the float network raises in a training step, if any.
 
-    That is its trials' failure, and no reason to refuse the suite: other networks go on.
+    Then its trials fail; the suite is not refused, as its other networks can still run.
     """
     try:
         original.train()(images.clone()).sum().backward()
@@ -172,7 +172,7 @@ def _training_failure(original: nn.Module, images: torch.Tensor) -> str | None:
 
 @torch.no_grad()
 def _require_same_function(original: nn.Module, model: nn.Module, images: torch.Tensor) -> None:
-    """Raises NetworkError unless a network computes with our activations what it computed with its own."""
+    """Raises NetworkError unless a network computes the same with our activations as with its own."""
     with training_flags_kept(model):
         expected, found = original.eval()(images.clone()), model.eval()(images.clone())
     # The last bits of activations differ, and layers amplify that; another function differs in the first digit.

@@ -47,12 +47,12 @@ class Trial:
 
 
 FLOAT_CEILING = "float"
-"""What stands in place of a ceiling for the float control, which every ceiling shares."""
+"""In place of a ceiling, for the float control, which every ceiling shares."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A suite's trials, each once, and what is worth a warning."""
+    """A suite's trials, each once, and warnings about them."""
 
     suite: Suite
     trials: tuple[Trial, ...]
@@ -140,7 +140,7 @@ KINDS_OF_OLD = ("mobilenet_v2", "resnet18")
 
 
 def _kinds(model: ModelSpec, ledger: Ledger) -> str | None:
-    """What a trial's id has of the ledger beside its costs, so that other grids are another trial."""
+    """A digest of the ledger's kinds and ties for a trial's id, so that a trial on other grids has another id."""
     if model.name in KINDS_OF_OLD:
         return None
     return digest([[layer.name, layer.kind, layer.tie] for layer in ledger])

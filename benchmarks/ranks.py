@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 PATIENCE = timedelta(days=2)
-"""How long a rank waits for the others. One that dies is noticed at once; one may have to wait for a float start."""
+"""How long ranks wait for one another: long, as a float start may take hours; a rank's death is noticed at once."""
 
 
 GONE = "another process of this trial has gone"
@@ -27,7 +27,7 @@ class RankLostError(OSError):
 
 
 class RanksDifferError(RuntimeError):
-    """Processes that should hold the same do not; the trial is lost, not failed."""
+    """Processes that should hold the same values do not; the trial is lost, not failed."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Ranks:
         return dict(zip(numbers, means.tolist(), strict=True))
 
     def common(self, values: Tensor) -> Tensor:
-        """What rank 0 has."""
+        """Rank 0's values, on every rank."""
         if self.count == 1:
             return values
         shared = values.clone()
@@ -94,12 +94,12 @@ class Ranks:
 ALONE = Ranks()
 
 _FIRST_SECONDS = 20.0
-"""How long a rank that has failed waits for what the first writes where it fails alike."""
+"""How long a rank that has failed waits for the note that rank 0 writes if it fails in the same way."""
 _POLL_SECONDS = 0.1
 
 
 def comes(there: Callable[[], bool]) -> bool:
-    """Whether something is there, or comes within the time that the first rank needs to write it."""
+    """Whether something is there, or appears within the time that the first rank needs to write it."""
     until = time.monotonic() + _FIRST_SECONDS
     while not (found := there()) and time.monotonic() < until:
         time.sleep(_POLL_SECONDS)
@@ -108,7 +108,7 @@ def comes(there: Callable[[], bool]) -> bool:
 
 @contextmanager
 def _together() -> Iterator[None]:
-    """Raises RankLostError where another rank does not answer: torch has only RuntimeErrors for that."""
+    """Turns torch's RuntimeErrors, which it raises when another rank does not answer, into RankLostError."""
     try:
         yield
     except RuntimeError as error:
@@ -116,12 +116,12 @@ def _together() -> Iterator[None]:
 
 
 def backend_for(device: str) -> str:
-    """torch's name of what carries tensors between ranks; flags and numbers lie on the CPU even with a GPU."""
+    """torch's name of the backend between ranks; gloo too with a GPU, as flags and numbers lie on the CPU."""
     return "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
 
 
 def join(rank: int, count: int, meeting: Path, backend: str) -> None:
-    """Meet the other ranks of this machine at a file that none of them has written yet; they talk by loopback alone."""
+    """Meet the other ranks of this machine at a file, which must not exist yet; they use the loopback device only."""
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     dist.init_process_group(
         backend, init_method=f"file://{meeting.resolve()}", rank=rank, world_size=count, timeout=PATIENCE
@@ -130,7 +130,7 @@ def join(rank: int, count: int, meeting: Path, backend: str) -> None:
 
 @contextmanager
 def joined(rank: int, count: int, meeting: Path, device: str) -> Iterator[Ranks]:
-    """Meet the other ranks of this machine as `join` has it, and part again."""
+    """Join the other ranks of this machine, as `join` does, and leave at the end."""
     join(rank, count, meeting, backend_for(device))
     try:
         yield Ranks(rank, count)

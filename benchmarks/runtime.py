@@ -50,5 +50,5 @@ class Runtime:
             return load_dataset(spec, self.data, self.allow_bad_images)
         except (OSError, MemoryError, DataError, SuiteError):
             raise
-        except Exception as error:  # a plug-in's, which may be any
+        except Exception as error:  # a plug-in may raise anything
             raise DataError(f"data set {spec.dataset}: {type(error).__name__}: {error}") from error

@@ -1,6 +1,6 @@
-"""Files that are known to be as they were written, by a digest at their end. Free of torch.
+"""Files with a digest at their end, which shows whether they are as they were written. Free of torch.
 
-What is sealed can still be opened by what reads its content: a zip archive, as torch writes, may be followed by more.
+Programs that read the content can still open a sealed file: more bytes may follow a zip archive, which torch writes.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ _MARK = b"\0sha256\0"
 
 
 class SealError(Exception):
-    """Content that is truncated, altered, of another name, or of a version that wrote no digest."""
+    """Content that is truncated, altered, sealed under another name, or from a version that wrote no digest."""
 
 
 def sealed(content: bytes, name: str) -> bytes:
-    """`content` and, behind it, a digest over it and `name`: what it is of."""
+    """`content`, followed by a digest over it and `name`, which says what it belongs to."""
     return content + _MARK + _digest(content, name)
 
 
 def unsealed(data: bytes, name: str) -> bytes:
-    """The content that `sealed` was given. Raises SealError unless it was the same, under the same name.
+    """The content that `sealed` was given. Raises SealError if content or name are different.
 
     >>> unsealed(sealed(b"content", "name"), "name")
     b'content'

@@ -1,6 +1,6 @@
 """A request to stop: SIGTERM, which schedulers send some time before they kill, passed on elsewhere by a file.
 
-And the end of processes that a killed one would leave behind.
+Also ends processes that a killed parent would leave behind.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _looked = 0.0
 
 
 class StoppedError(KeyboardInterrupt):
-    """A trial has saved itself and goes on when it is run again. No Exception: nobody takes it for a method's fault."""
+    """A trial has saved itself and continues when run again. Not an Exception, so that no handler blames the method."""
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def heeded() -> Iterator[None]:
 
 
 def watch(file: Path) -> None:
-    """From now on a file asks, too: made by a process that heeds SIGTERM for this one, on whichever machine."""
+    """From now on this file is a request too; another process, on any machine, makes it when it gets SIGTERM."""
     global _file
     _file = file
 
@@ -64,7 +64,7 @@ def _ask(_signal: int, _frame: FrameType | None) -> None:
 
 
 def end_with_parent() -> None:
-    """From now on this process, one of multiprocessing's, is killed when the thread that started it ends."""
+    """From now on this process, started by multiprocessing, is killed when the thread that started it ends."""
     ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGKILL)
     parent = multiprocessing.parent_process()
     if parent is None or not parent.is_alive():  # it died before

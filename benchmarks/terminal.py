@@ -1,6 +1,6 @@
 """Where the command line writes: results and progress to stdout, warnings and errors to stderr.
 
-Whatever text is printed here is `printable`: a record's message moves no cursor and sets no title.
+All text printed here is made `printable`, so that a record's message cannot move the cursor or set a title.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.untrusted import printable
 
 
 class _Careful(Console):
-    """A console whose every text is printable, and without the user, password and query of any address in it."""
+    """A console that makes every text printable and removes user, password and query from its addresses."""
 
     def print(self, *objects: Any, **how: Any) -> None:
         texts = (printable(without_secrets(each)) if isinstance(each, str) else each for each in objects)
@@ -31,7 +31,7 @@ errors = _Careful(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say_page(text: str) -> None:
-    """Print a line whose addresses are `shown` already and lead on to a place in a page, behind a # or a ?."""
+    """Print a line whose addresses are `shown` already, and keep their # and ? parts, which name a place in a page."""
     console.print(Text(printable(text)))
 
 

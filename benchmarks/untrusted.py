@@ -1,4 +1,4 @@
-"""Text that somebody else wrote, such as a record's or an exception's, made harmless for where it goes. Free of torch.
+"""Makes text from others, such as a record's or an exception's, harmless where it is shown. Free of torch.
 
 A page, Markdown and LaTeX have their own escapes, in `reports`; all of them begin with `printable`.
 """
@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-"""A full match of it is a commit; nothing else is ever written into a command."""
+"""Matches a full commit hash; nothing else is written into a command as a commit."""
 
 _SEQUENCES = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours, cursor
@@ -24,9 +24,9 @@ _FORMULA = re.compile(r"[\t\r]|\s*[=+\-@\uff0b\uff0d\uff1d\uff20]")
 
 
 def printable(text: str) -> str:
-    r"""Text without terminal escapes, other control characters and marks that turn its direction; lines and tabs stay.
+    r"""Text without terminal escapes, other control characters and text-direction marks; line ends and tabs stay.
 
-    Half a pair of surrogates, which no file can hold, becomes U+FFFD.
+    A lone surrogate, which no file can hold, becomes U+FFFD.
 
     >>> printable("\x1b[31mred\x1b[0m\x07 and\r\nplain \x1b]0;a title\x07text")
     'red and\nplain text'

@@ -1,4 +1,4 @@
-"""Has one method sit the exam of tests/test_every_method.py, question by question."""
+"""Runs the checks of tests/test_every_method.py on one method, and shows each result."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from benchmarks.terminal import console
 EXAM = Path(__file__).parents[2] / "tests" / "test_every_method.py"
 
 BROUGHT = ("given",)
-"""Methods that need an option made for a network: the exam brings one for each of its own."""
+"""Methods with an option that depends on the network: the tests make it for each of their networks."""
 
 Show = Callable[[str, str], None]
-"""Told each question as it is answered: `ok`, `FAILED` or `not asked`, and what it is."""
+"""Called with each answer (`ok`, `FAILED` or `not asked`) and its question."""
 
 
 def execute(method: str, settings: Sequence[str], only: str) -> Exit:
@@ -52,7 +52,7 @@ def _show(mark: str, question: str) -> None:
 
 
 class Answers(NamedTuple):
-    """failed: each question that was failed, with how. asked: how many of all `questions` were asked."""
+    """failed: each failed question, with the failure. asked: how many of all `questions` were asked."""
 
     failed: list[tuple[str, str]]
     asked: int
@@ -60,9 +60,9 @@ class Answers(NamedTuple):
 
 
 def examine(method: str, options: Mapping[str, Any], show: Show, *, only: str = "") -> Answers:
-    """Put the exam's questions to a method. Raises SuiteError where no question is meant by `only`.
+    """Run the tests, called questions here, on a method. Raises SuiteError if `only` selects none.
 
-    options: those of the method's that it sits the exam under. only: pytest's expression of words in questions.
+    options: the method's options in these tests. only: pytest's expression of words in questions (its -k).
     """
     stdout = sys.stdout
 
@@ -88,7 +88,7 @@ def examine(method: str, options: Mapping[str, Any], show: Show, *, only: str = 
 
 
 class _Sitting:
-    """A plug-in of pytest that passes each answer on."""
+    """A plug-in of pytest that passes each result on to `show`."""
 
     def __init__(self, show: Show) -> None:
         self.show, self.failed, self.left_out = show, list[tuple[str, str]](), list[str]()
@@ -116,7 +116,7 @@ class _Sitting:
 
 
 def _question(nodeid: str) -> str:
-    """What a test asks, from its name: `it spends no more than its share`."""
+    """A test's question, made from its name: `it spends no more than its share`."""
     name, _, parameters = nodeid.rpartition("::")[2].partition("[")
     where = [part for part in ("first", "middle", "last") if parameters.rstrip("]").endswith(f"-{part}")]
     return " ".join([name.removeprefix("test_").replace("_", " "), *(f"({part})" for part in where)])

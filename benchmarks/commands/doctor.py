@@ -1,4 +1,4 @@
-"""What will not work on this machine, and how to set it right."""
+"""Finds what will not work on this machine, and says how to correct it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _HASHED = 256
 
 
 def execute(context: typer.Context, options: Options) -> Exit:
-    """Print what was looked at, and whether it will do."""
+    """Print every finding, and whether it is a problem."""
     well = True
     for finding in examine(chosen_suite(options), options.data, options.out, options.weights, options.bad_images):
         console.print(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.what}", markup=False)
@@ -66,7 +66,7 @@ class Finding(NamedTuple):
 def examine(
     suite: Suite, data: Path | None, out: Path, weights: Path | None = None, allow_bad_images: int = 0
 ) -> Iterator[Finding]:
-    """What a suite needs, looked at in a few seconds, what takes longest last; nothing is written or fetched."""
+    """Examine what a suite needs, in a few seconds, the slowest checks last; nothing is written or fetched."""
     # A process of its own for the data: a manifest of a million files takes a second while torch is imported here.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent) as aside:
         data_findings = aside.submit(_listed, partial(_data, suite, data, allow_bad_images))
@@ -93,7 +93,7 @@ def _listed(check: Callable[[], Iterable[Finding]]) -> list[Finding]:
 
 
 def _found(what: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """What a check finds, its own failure included: the others are looked at all the same."""
+    """A check's findings; if it raises, that is a finding too, so that the other checks still run."""
     try:
         yield from check()
     except Exception as error:  # noqa: BLE001 (whatever is wrong with a machine)
@@ -102,7 +102,7 @@ def _found(what: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Findin
 
 
 def _packages() -> Iterator[Finding]:
-    """Those that the project needs, against the versions that it needs."""
+    """Installed packages against the versions that the project needs."""
     project = tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["project"]
     python, needed = ".".join(map(str, sys.version_info[:3])), SpecifierSet(project["requires-python"])
     yield Finding(needed.contains(python), f"Python {python} ({needed} is needed)")
@@ -140,9 +140,9 @@ def _shared_memory(suite: Suite) -> Iterator[Finding]:
 
 
 def _loaded_bytes(suite: Suite) -> int:
-    """What the loaders of one trial have under way at most.
+    """Most bytes of images that the loaders of one trial hold at a time.
 
-    Two streams live at a time: those of a search's two phases, or training's and evaluation's.
+    Two streams exist at a time: those of a search's two phases, or training's and evaluation's.
     """
     image = 3 * suite.data.image_size**2 * 4
     loaders = min(suite.resources.loaders_for(suite.data.dataset), len(os.sched_getaffinity(0)))
@@ -181,7 +181,7 @@ def _data(suite: Suite, data: Path | None, allow_bad_images: int) -> Iterator[Fi
 
 
 def _images(suite: Suite, folder: Path, allow_bad_images: int) -> Iterator[Finding]:
-    """What is said of a folder's images; without a manifest only their names are looked at. Raises DataError."""
+    """Findings about a folder's images; without a manifest only their names are checked. Raises DataError."""
     place, side = images_folder(folder, suite.data.short_side), suite.data.short_side
     prepared = (place / MANIFEST).exists()
     if prepared or side is not None or allow_bad_images:
@@ -245,7 +245,7 @@ def _weights(suite: Suite, data: Path | None, folder: Path | None) -> Iterator[F
 
 
 def _cores(suite: Suite) -> Iterator[Finding]:
-    """A process takes no more than there are; several of one trial must find room together."""
+    """A process uses at most the machine's cores; all processes of one trial must fit on them together."""
     cores, asked, workers = os.cpu_count() or 1, suite.resources.cpus, suite.resources.workers_per_trial
     taken = min(asked, cores) * workers
     fewer = f", of the {asked * workers} that it asks for" if taken < asked * workers else ""
@@ -255,7 +255,7 @@ def _cores(suite: Suite) -> Iterator[Finding]:
 
 
 def _gpus(suite: Suite) -> Iterator[Finding]:
-    """Where there is none, trials run without; where there are some, they must do."""
+    """Without a GPU trials run on the CPU; with GPUs there must be enough of them for a trial."""
     import torch
 
     gpus, wanted = torch.cuda.device_count(), suite.resources.gpus * suite.resources.workers_per_trial

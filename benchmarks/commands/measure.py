@@ -1,4 +1,4 @@
-"""What `plan --measure` says: hours and disk that the missing trials take here, and whether compiling would pay."""
+"""What `plan --measure` prints: hours and disk that the missing trials take here, and whether compiling pays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.trials.timing import Compiling, compiling, estimate
 
 
 def show_estimate(session: Session) -> None:
-    """Hours and disk that the missing trials take here, and whether compiling would pay."""
+    """Print hours and disk that the missing trials take here, and whether compiling pays."""
     draw_images(session)
     runtime = session.placed()
     found = estimate(session.plan, session.missing(), session.workspace, runtime)

@@ -59,7 +59,7 @@ class Conflict:
 
 @dataclass
 class Merged:
-    """What came of a merge. alike: records that were there already with the same result."""
+    """The result of a merge. alike: records that were there already with the same result."""
 
     added: int = 0
     alike: int = 0
@@ -69,12 +69,12 @@ class Merged:
 def merge(sources: Sequence[Path], suite: str, records: Records, trials: Mapping[str, Trial]) -> Merged:
     """Copy records of the suite's `trials` (by id) into `records`; of two results the one that is there first counts.
 
-    The other is kept beside it, for the report to show.
+    The other is kept beside it as disputed, and the report shows it.
 
     sources: output folders, folders of records, or tar or zip archives of either. Each is read twice, a record at a
-    time: everything is looked at before anything is written. Raises SuiteError, with nothing written, for sources
-    that are no such thing and for records of other protocols, of no trial of the suite, or of other data; RecordError
-    for damaged records.
+    time: everything is checked before anything is written. Raises SuiteError, with nothing written, for other kinds of
+    sources and for records of other protocols, of no trial of the suite, or of other data; RecordError for damaged
+    records.
     """
     looked_at = _Examination(suite, trials)
     for key in trials:
@@ -102,7 +102,7 @@ def _take(record: Record, source: str, records: Records, merged: Merged) -> None
 
 
 def _records_of(sources: Sequence[Path], suite: str) -> Iterator[tuple[Record, str]]:
-    """Every record of the suite in the sources, and which source it is of, one at a time."""
+    """Every record of the suite in the sources, with the source that it comes from, one at a time."""
     for source in sources:
         empty = True
         for name, text in _files_in(source, suite):
@@ -116,7 +116,7 @@ def _records_of(sources: Sequence[Path], suite: str) -> Iterator[tuple[Record, s
 
 
 def _files_in(source: Path, suite: str) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every record file; of an archive nothing is written under a name of its own."""
+    """Name and content of every record file; files in an archive are read in memory, never unpacked."""
     try:
         if source.is_dir():
             yield from _files_in_folder(source, suite)
@@ -169,7 +169,7 @@ def _is_record(name: str, suite: str) -> bool:
 
 @dataclass
 class _Examination:
-    """Looks at records one by one; of those that it has seen it keeps how many and which data they are of."""
+    """Checks records one by one; keeps only their number and the data that they were measured on."""
 
     suite: str
     trials: Mapping[str, Trial]
@@ -177,7 +177,7 @@ class _Examination:
     strange: int = 0
     first_strange: tuple[Record, str] | None = None
     digests: dict[str, tuple[Any, str]] = field(default_factory=dict)
-    """By the description of the data: the digest of the first record's, and where that lies."""
+    """Description of the data -> the digest of the first record's data, and where that record is."""
 
     def check(self, record: Record, source: str) -> None:
         """Raises SuiteError for another protocol, other data, or layers that the trial's network does not have."""
@@ -215,7 +215,7 @@ class _Examination:
 
 
 def _check_ledger(record: Record, trial: Trial, source: str) -> None:
-    """Costs are counted again from a record's own layers when it is read; here those are held to the network's."""
+    """Raises SuiteError if a record's layers, from which its costs were counted, are not the network's."""
     ours = [(layer.name, layer.macs, layer.weights, layer.pinned) for layer in trial.ledger]
     theirs = [(row["name"], row["macs"], row["weights"], row["pinned"]) for row in record.result.get("layers") or ()]
     if theirs and theirs != ours:

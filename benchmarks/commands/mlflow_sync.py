@@ -41,7 +41,7 @@ def execute(options: Options) -> Exit:
 
 
 def tracker_for(session: Session, uri: str | None, failed: Callable[[str], None] | None = None) -> Tracker:
-    """The suite's mirror at a URI. failed: told what went wrong; by default a warning, for trials go on without it."""
+    """The suite's mirror at a URI. failed: called with what went wrong; by default it warns, as trials go on."""
     from benchmarks.records.tracking import Tracker
 
     def go_on(what: str) -> None:

@@ -13,12 +13,12 @@ import typer
 
 SUITE = ("suite", "data", "out")
 PART = ("methods", "models", "seeds", "overrides")
-"""What cuts a suite down or changes it."""
+"""Options that cut a suite down or change it."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a command was told by the options it shares with others; one that it does not take has its default."""
+    """The values of the shared options; an option that the command does not take has its default."""
 
     suite: Annotated[str, typer.Option("--suite", help="A suite's name, or a YAML file.")] = "quick"
     data: Annotated[

@@ -21,7 +21,7 @@ def execute(
 ) -> Exit:
     """Print the plan as a table, as the ids of missing trials, or as JSON.
 
-    measure: time a step of each kind here. gap: in points; say how many seeds show such a difference.
+    measure: time a step of each kind here. gap: in percentage points; print how many seeds such a difference takes.
     """
     if (measure or gap is not None) and (ids or as_json):
         raise SuiteError("--measure and --gap go with the plan as a table, not with --ids or --json")

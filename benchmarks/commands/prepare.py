@@ -1,4 +1,4 @@
-"""What `prepare` does for each dataset before a suite runs, and what it says of it."""
+"""What `prepare` does for each dataset before a suite runs, and what it prints."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def execute(
 
 @dataclass
 class Preparation:
-    """A dataset and the terminal on which things are said of it.
+    """A dataset to prepare, and the terminal to print to.
 
     wrong: whether images were found that cannot be read, or that are not as they were prepared.
     """

@@ -106,7 +106,7 @@ class View:
 
 @contextmanager
 def told(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A function to tell what is done, how much of it and of how much; a terminal shows it as bars."""
+    """Yields a function to call with a task's name, how much is done and the total; a terminal shows it as bars."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     tasks: dict[str, TaskID] = {}
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:

@@ -43,7 +43,7 @@ def execute(context: typer.Context, options: Options, place: Path | None) -> Exi
 
 
 def write_report(session: Session, records: RecordSource, *, always: bool = False) -> None:
-    """Build the report of some records unless the one there is of the same."""
+    """Build the report of some records, unless the existing one shows the same."""
     stamp, stamp_file = _stamp(session, records), session.workspace.report / ".stamp"
     if not always and stamp_file.exists() and stamp_file.read_text(encoding="utf-8") == stamp:
         return
@@ -69,7 +69,7 @@ def _stamp(session: Session, records: RecordSource) -> str:
 
 
 def _seen(records: RecordSource, trial_id: str) -> str | None:
-    """What changes where a trial's record does."""
+    """The checksum of a trial's record, or what is wrong with it: it changes whenever the record does."""
     try:
         record = records.get(trial_id)
     except RecordError as error:
@@ -78,7 +78,7 @@ def _seen(records: RecordSource, trial_id: str) -> str | None:
 
 
 def gathered(session: Session, records: RecordSource) -> Comparison:
-    """A session's plan beside some records. Raises SuiteError where they cannot stand in one table."""
+    """A session's plan with some records. Raises SuiteError if they cannot be compared in one table."""
     from reports.findings.comparison import ComparisonError, gather
 
     try:
@@ -93,11 +93,11 @@ def warn_of_none(session: Session) -> None:
 
 
 CUTS = {"methods": "", "models": "", "seeds": ""}
-"""Parameters that cut a suite down, as they are where they do not."""
+"""Parameters that cut a suite down, with the values that do not."""
 
 
 def warn_of_part(context: typer.Context) -> None:
-    """A suite has one report: one of a part of it takes the place of that of the whole."""
+    """Warn that a report of a part of a suite replaces the report of the whole: a suite has one."""
     if cut := [f"--{name} {context.params[name]}" for name in CUTS if context.params[name]]:
         whole = command_line(context, "report", **CUTS)
         warn(f"the report is of a part of the suite ({' '.join(cut)}), in place of the whole; for that: {whole}")

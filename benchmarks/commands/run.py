@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def execute(context: typer.Context, options: Options, retry: str | None) -> Exit:
-    """Run a suite and report. Raises whatever says that it cannot begin: SuiteError, DataError, EngineError and so on.
+    """Run a suite and report. Raises SuiteError, DataError, EngineError and so on if it cannot begin.
 
     retry: `failed` to run failed trials again.
     """
@@ -78,12 +78,12 @@ def _finish(context: typer.Context, session: Session, options: Options, lost: di
 
 
 def would_be_lost_again(lost: dict[str, Outcome]) -> bool:
-    """Whether all that was lost was lost to wrong use."""
+    """Whether every lost job was lost to wrong use."""
     return bool(lost) and all(outcome.wrong_use for outcome in lost.values())
 
 
 def check_engine(name: str) -> None:
-    """Raises SuiteError for an engine that there is none of."""
+    """Raises SuiteError for an unknown engine."""
     if name not in ("ray", "local"):
         raise SuiteError(unknown("engine", name, ["ray", "local"]))
 
@@ -119,7 +119,7 @@ def engine_of(options: Options, suite: Suite) -> Engine:
         from benchmarks.engines.local import LocalEngine
 
         return LocalEngine(suite.resources)
-    # Read when ray is imported: with no cluster to join, all of it listens on this machine's own address alone.
+    # Read when ray is imported: with no cluster to join, Ray listens only on this machine's own address.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1" if options.address else "0"
     from benchmarks.engines.ray.engine import RayEngine
 
@@ -159,7 +159,7 @@ def draw_images(session: Session) -> None:
 
 
 def compare_images(session: Session) -> None:
-    """Refuse image files that are not as they were prepared, before any job needs them. Raises DataError."""
+    """Raises DataError for image files that have changed since they were prepared, before any job needs them."""
     data, runtime = session.suite.data, session.runtime
     if data.dataset == "imagefolder" and runtime.data:
         from benchmarks.commands.progress import told
@@ -172,7 +172,7 @@ def compare_images(session: Session) -> None:
 
 
 def say_failures(session: Session, lost: dict[str, Outcome]) -> bool:
-    """Print what failed or was lost; whether there was any."""
+    """Print what failed or was lost; returns whether anything was."""
     records = [session.record(trial.id) for trial in session.plan.trials]
     failed = [record for record in records if record and record.status in ("failed", "over_ceiling")]
     names = {job.key: job.label for job in session.jobs}

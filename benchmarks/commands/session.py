@@ -33,7 +33,7 @@ class Session:
     workspace: Workspace
     runtime: Runtime
     named: set[str] = field(default_factory=set)
-    """Trials of whose records it was said that they cannot be used."""
+    """Trials whose unusable records have been named to the user."""
 
     @property
     def jobs(self) -> list[Job]:
@@ -47,7 +47,7 @@ class Session:
         return [trial for trial in self.plan.trials if self.record(trial.id) is None]
 
     def record(self, trial_id: str) -> Record | None:
-        """A trial's record, if it has one; one that cannot be used is named, once, and left out."""
+        """A trial's record, if it has one; None for one that cannot be used, which is named once."""
         try:
             return self.workspace.records.get(trial_id)
         except RecordError as error:
@@ -159,7 +159,7 @@ def _short(text: str) -> str:
 
 
 def _parts(option: str, text: str) -> list[str]:
-    """What an option names, each once. Raises SuiteError for a comma with nothing before or behind it."""
+    """The names in an option, each once. Raises SuiteError for a comma with nothing before or behind it."""
     parts = [part.strip() for part in text.split(",")] if text else []
     if "" in parts:
         raise SuiteError(f"{option} {text!r}: nothing stands between two commas, or beside one; leave that comma out")

@@ -37,7 +37,7 @@ def execute(context: typer.Context, options: Options, trial_id: str) -> Exit:
 
 
 def _run(session: Session, job: Job) -> Outcome | None:
-    """How the job was lost, if it was."""
+    """Run a job and show its progress; returns how it was lost, None if it was not."""
     place, storage = session.workspace, session.runtime.storage
     kept = None if storage is None else Storage.at(storage)
     if kept:

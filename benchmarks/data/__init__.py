@@ -26,10 +26,10 @@ class Split(Protocol):
 AUGMENTATION_DRAWS = 8
 
 AHEAD = 2
-"""Micro-batches that each process which loads images prepares at a time."""
+"""Micro-batches that each loading process prepares ahead."""
 
 EVALUATION_BATCH = 200
-"""Images that evaluation and recalibration take at a time."""
+"""Images per batch of evaluation and recalibration."""
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ from benchmarks.data.folders import DataError
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 
 _DAMAGED = (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
-"""What tarfile raises for files that are not archives, or not whole; a ValueError for names that no file can have."""
+"""What tarfile raises for files that are no archives, or truncated; ValueError for names that no file can have."""
 
 _WNID = re.compile(r"n\d{8}", re.ASCII)
 
 Progress = Callable[[str, int, int], None]
-"""Told what is done, how much of it, and of how much."""
+"""Called with a task's name, how much is done, and the total."""
 
 
 def unpack(archives: Path, folder: Path, progress: Progress) -> None:
@@ -92,19 +92,19 @@ def _unpack_val(archive: Path, classes: list[str], val: Path, progress: Progress
 
 @contextmanager
 def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
-    """Raises DataError for what is no archive, or not whole, here and while it is read."""
+    """An open archive. Raises DataError if it is none or truncated, also while it is read inside."""
     try:
         with tarfile.open(archive) as found:
             yield found
     except _DAMAGED as error:
-        reason = str(error).partition("\n")[0].rstrip(":")  # of each kind of archive that it is not, a line
+        reason = str(error).partition("\n")[0].rstrip(":")  # tarfile writes a line per kind of archive that it tried
         raise DataError(f"cannot unpack {archive}: {reason}; fetch it again") from error
 
 
 def val_classes(devkit: Path) -> list[str]:
     """The class of each image of val, in the order of their names, from the development kit.
 
-    Raises DataError for a kit that does not say it, or is damaged.
+    Raises DataError for a kit that is damaged or lacks them.
     """
     with _opened(devkit) as kit:
         found = {PurePosixPath(member.name).name: kit.extractfile(member) for member in kit if member.isfile()}
@@ -119,7 +119,7 @@ def val_classes(devkit: Path) -> list[str]:
 
 
 def _named(numbers: bytes, table: bytes) -> list[str]:
-    """Names of classes for the lines of the ground truth. Raises ValueError for those that are no synset's."""
+    """The class name for each line of the ground truth. Raises ValueError for names that are no synset's."""
     from scipy.io import loadmat
 
     synsets = loadmat(io.BytesIO(table), squeeze_me=True)["synsets"]
@@ -130,7 +130,7 @@ def _named(numbers: bytes, table: bytes) -> list[str]:
 
 
 def _files(archive: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes]]]:
-    """Plain files with the last part of their names; links, devices and folders stay where they are."""
+    """Plain files with the last part of their names; links, devices and folders are skipped."""
     for member in archive:
         file, name = archive.extractfile(member) if member.isfile() else None, PurePosixPath(member.name).name
         if file is not None and name not in ("", ".", ".."):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import RandAugment
 
 _DRAW = 5
-"""Which of an image's draws decides; the ones before are the crop's and the flip's."""
+"""Index of the draw that decides; the draws before it decide crop and flip."""
 
 
 def randaugmented(pixels: Tensor, draws: NDArray[np.float64]) -> Tensor:

@@ -20,7 +20,7 @@ from benchmarks.messages import SuiteError
 from benchmarks.suites.spec import DataSpec
 
 MEAN, DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-"""Of CIFAR-10's training images; CIFAR-100's differ by a few hundredths."""
+"""Mean and deviation of CIFAR-10's training images; those of CIFAR-100 differ by a few hundredths."""
 
 SIZE = 32
 VALIDATION = 5_000
@@ -58,7 +58,7 @@ class CifarSplit:
 
 
 def load_cifar(spec: DataSpec, folder: Path) -> Dataset:
-    """45,000 / 5,000 / 10,000 images. Raises DataError where the files are not there or not whole."""
+    """45,000 / 5,000 / 10,000 images. Raises DataError if files are missing or damaged."""
     kind = _KINDS[spec.dataset]
     classes = 100 if kind is CIFAR100 else 10
     if spec.classes != classes or spec.image_size != SIZE:
@@ -86,7 +86,7 @@ def load_cifar(spec: DataSpec, folder: Path) -> Dataset:
 
 
 def fetch_cifar(dataset: str, folder: Path) -> None:
-    """Download what is missing. Raises DataError where that fails."""
+    """Download what is missing. Raises DataError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _KINDS[dataset](folder, download=True)

@@ -1,8 +1,8 @@
 """Whether a folder still holds the images that were prepared: sizes and times of all, and digests. Free of torch.
 
-A run looks at the sizes of all files once, and hashes those whose time is not the manifest's: copying changes times,
-and the digest decides. A file that was changed and kept its size and time is not noticed so. `doctor` hashes a random
-sample; only `prepare --check`, which hashes every file, is proof.
+A run checks the sizes of all files once, and hashes those whose time is not the manifest's: copying changes times, so
+the digest decides. This misses a file that was changed but kept its size and time. `doctor` hashes a random sample;
+only `prepare --check`, which hashes every file, is proof.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _NAMED = 5
 """How many changed images a message names."""
 
 Progress = Callable[[str, int, int], None]
-"""Told what is done, how much of it, and of how much."""
+"""Called with a task's name, how much is done, and the total."""
 
 
 class Sampled(NamedTuple):
-    """hashed: how many files. changed: path -> in what way, of those that have."""
+    """hashed: how many files. changed: path of each changed file -> in what way."""
 
     hashed: int
     changed: Mapping[str, str]
 
 
 def digests_of(folder: Path, listing: Listing) -> Digests:
-    """What the manifest's files were. Raises DataError where that is lost."""
+    """The digests of the manifest's files. Raises DataError if they are missing or damaged."""
     try:
         return read_digests(folder, listing.content)
     except (OSError, ValueError) as error:
@@ -46,9 +46,9 @@ def digests_of(folder: Path, listing: Listing) -> Digests:
 
 
 def require_unchanged(spec: DataSpec, folder: Path, *, allow_bad_images: int, progress: Progress, warn: Warn) -> None:
-    """What a run asks of a folder once, before trials begin. Copies that were damaged are made again, with a word.
+    """Check a folder once per run, before trials begin. Damaged copies are made again, with a warning.
 
-    Raises DataError naming images that are not as they were prepared.
+    Raises DataError naming images that have changed since they were prepared.
     """
     place = images_folder(folder, spec.short_side)
     if not (place / MANIFEST).exists():
@@ -85,7 +85,7 @@ def changed_error(folder: Path, changed: Mapping[str, str]) -> DataError:
 
 @dataclass(frozen=True)
 class Compared:
-    """changed: path -> in what way. times: of all files as they are now, where their digests are right."""
+    """changed: path -> in what way. times: of every file, brought up to date where its digest is right."""
 
     changed: Mapping[str, str]
     times: array[int]
@@ -94,9 +94,9 @@ class Compared:
 def compared(
     folder: Path, listing: Listing, digests: Digests, progress: Progress, *, hash_all: bool = False
 ) -> Compared:
-    """Every file beside its manifest's entry; hashed where its time differs, or all of them.
+    """Compare every file with its entry in the manifest; hash those whose time differs, or all of them.
 
-    Files that were unreadable are not used, and only looked at where all are hashed.
+    Files that were unreadable are not used; they are checked only with `hash_all`.
     """
     changed, times = dict[str, str](), digests.times[:]
     skipped = frozenset() if hash_all else frozenset(listing.unreadable or {})
@@ -126,7 +126,7 @@ def compared(
 
 
 def _look(path: str, size: int, digest: bytes, time: int | None) -> tuple[str | None, int]:
-    """In what way a file differs from its entry, if it does, and its time; None for a time: hash in any case."""
+    """In what way a file differs from its entry, if it does, and its time. time: None to hash it in any case."""
     try:
         status = os.stat(path)  # noqa: PTH116 (half of a Path's time, for a million files)
     except OSError as error:
@@ -140,7 +140,7 @@ def _look(path: str, size: int, digest: bytes, time: int | None) -> tuple[str | 
 
 
 def sampled(folder: Path, listing: Listing, count: int) -> Sampled:
-    """Some images chosen at random, other ones each time, hashed. Raises DataError where their digests are lost."""
+    """Hash some images, chosen at random anew each time. Raises DataError if their digests are missing."""
     digests, bad = digests_of(folder, listing), listing.unreadable or {}
     entries = [(path, size, index) for index, (path, size) in enumerate(_entries(listing)) if path not in bad]
     chosen = random.SystemRandom().sample(entries, min(count, len(entries)))
@@ -149,7 +149,7 @@ def sampled(folder: Path, listing: Listing, count: int) -> Sampled:
 
 
 def everything(folder: Path, listing: Listing, progress: Progress) -> dict[str, str]:
-    """Path -> in what way it is not as prepared, of all files there are; each is hashed. Nothing is written."""
+    """Path -> in what way it has changed since it was prepared; every file is hashed, nothing is written."""
     changed = dict(compared(folder, listing, digests_of(folder, listing), progress, hash_all=True).changed)
     known = set(_paths(listing))
     later = {path: "it is not in the manifest, so that no trial uses it" for path in _paths(scan(folder))}

@@ -22,7 +22,7 @@ JPEG_QUALITY = 90
 
 
 def claim(place: Path, source: Path, short_side: int, digest: str) -> None:
-    """Have a folder say whose copies it holds. Raises DataError if it holds something else.
+    """Note in a folder whose copies it holds. Raises DataError if it holds something else.
 
     source: the folder of the images, where copies that get damaged are made again from. digest: of its listing.
     """
@@ -38,7 +38,7 @@ def claim(place: Path, source: Path, short_side: int, digest: str) -> None:
 
 
 def _held(place: Path) -> dict[str, Any] | None:
-    """What a folder says of its copies; None where it says nothing."""
+    """A folder's note on its copies; None if it has none."""
     try:
         held = json.loads((place / COPIES).read_bytes())
     except FileNotFoundError:
@@ -63,7 +63,7 @@ def copy_of(path: str, place: Path) -> Path:
 
 
 def write_copy(folder: Path, place: Path, short_side: int, path: str) -> str | None:
-    """Why an image cannot be copied; None if it can, or was before."""
+    """Copy an image unless it has a copy; returns why that failed, or None."""
     target = copy_of(path, place)
     if target.exists():
         return None
@@ -76,8 +76,8 @@ def write_copy(folder: Path, place: Path, short_side: int, path: str) -> str | N
 
 
 def _put(target: Path, content: bytes, writer: str = "") -> None:
-    """Write a file that appears whole or not at all. writer: tells apart those that may write it at the same time."""
-    short = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:32]  # its own name may be as long as names can be
+    """Write a file that appears whole or not at all. writer: a suffix that differs between concurrent writers."""
+    short = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:32]  # its name may already be as long as names can be
     part = target.with_name(f".{short}{writer}.part")
     try:
         part.write_bytes(content)
@@ -103,7 +103,7 @@ def shrunk(path: Path, short_side: int) -> bytes:
 def restored(place: Path, path: str, digest: bytes, warn: Warn) -> bytes:
     """The content of a damaged copy, made again from its image to the same bytes.
 
-    It is kept where the folder can be written to. Raises DataError where the image is not there, or gives other bytes.
+    It is saved if the folder is writable. Raises DataError if the image is missing, or gives other bytes.
     """
     held = _held(place) or {}
     for folder in _sources(place, held):
@@ -121,7 +121,7 @@ def restored(place: Path, path: str, digest: bytes, warn: Warn) -> bytes:
 
 
 def _sources(place: Path, held: dict[str, Any]) -> list[Path]:
-    """Where the images may be that these are copies of: around the copies, and where they were."""
+    """Where the originals of these copies may be: beside the copies, and where they were when they were copied."""
     if not isinstance(held.get("short_side"), int) or held["short_side"] < 1:
         return []
     around = [place.parent] if place.name == CACHE.format(held.get("short_side")) else []

@@ -1,4 +1,4 @@
-"""One image file to pixels, by Pillow; whatever is wrong with it is one kind of error. Free of torch.
+"""Decodes an image file to pixels with Pillow; every fault of a file raises the same kind of error. Free of torch.
 
 Which decoder reads a file is decided by its content, never by its name, and only the kinds in FORMATS are tried. Of a
 file with several frames or pages the first is taken. What is done with pixels that are not 8-bit RGB:
@@ -34,7 +34,7 @@ NO_FILE = "it is no file, or a link to none"
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_WHITE_IS_ZERO = 258, 262, 0
 _LONGEST_REASON = 200
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # else what it logs of bad files goes to the terminal
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Pillow logs bad files to the terminal
 
 
 class UnreadableError(Exception):
@@ -58,7 +58,7 @@ def read_file(path: Path) -> bytes:
 
 
 def require_file(path: Path) -> None:
-    """Raises UnreadableError for what is no plain file: reading a pipe would never end."""
+    """Raises UnreadableError unless it is a plain file: reading a pipe would never end."""
     if not path.is_file():
         raise UnreadableError(NO_FILE)
 
@@ -105,7 +105,7 @@ def _rgb(file: Image.Image) -> Image.Image:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing on the terminal of what libtiff, in C, prints there of damaged files."""
+    """Inside, libtiff's C code prints nothing about damaged files to the terminal."""
     try:
         terminal = os.dup(2)
     except OSError:  # there is none

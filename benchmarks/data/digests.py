@@ -22,7 +22,7 @@ from benchmarks.files import write_atomic
 
 DIGESTS = "manifest.digests"
 UNREAD = bytes(32)
-"""Stands for the digest of what cannot be read."""
+"""In place of the digest of a file that cannot be read."""
 
 Files = Mapping[str, Sequence[tuple[str, int]]]
 """`train/<class>` or `val/<class>` -> file names and sizes in bytes, both ascending by name."""
@@ -54,7 +54,7 @@ def time_of(status: os.stat_result) -> int:
 
 
 def hash_file(path: str | Path) -> bytes:
-    """SHA-256 of a plain file's bytes; UNREAD for what is none, or cannot be read."""
+    """SHA-256 of a plain file's bytes; UNREAD if it is no plain file or cannot be read."""
     if not os.path.isfile(path):  # noqa: PTH113 (reading a pipe would never end)
         return UNREAD
     try:

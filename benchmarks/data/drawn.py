@@ -1,7 +1,7 @@
 """Generated images on disk: drawn once, shared by processes, checked against a digest, read through memory maps.
 
 A file is the SHA-256 of the pixels (32 bytes) and the pixels, (n, size, size, 3) bytes. Its name carries a fingerprint
-of the first images as this machine draws them: so a file of other images is not taken for these. Free of torch.
+of the first images as this machine draws them, so that no file of other images is used. Free of torch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Progress = Callable[[int], None]
 
 
 def preset_of(spec: ProceduralSpec) -> Preset:
-    """The preset with what the spec changes of it."""
+    """The preset, with the spec's changes."""
     return PRESETS[spec.preset].resized(image_size=spec.image_size, classes=spec.classes)
 
 
@@ -118,7 +118,7 @@ def _blocks(count: int) -> Iterator[NDArray[np.int64]]:
 
 
 def _sound(path: Path, spec: ProceduralSpec, split: str) -> str | None:
-    """The digest of the pixels, if their number and their digest are those that were written."""
+    """The digest of the pixels; None if the file is missing, or not of the right length and digest."""
     if not path.exists():
         return None
     status = path.stat()
@@ -129,7 +129,7 @@ def _sound(path: Path, spec: ProceduralSpec, split: str) -> str | None:
 
 @lru_cache(maxsize=8)
 def _checked(path: Path, _changed: int, _size: int) -> str | None:
-    """Read once per process and file: a trial opens its data several times."""
+    """The digest of a file's pixels if it is the written one; cached, as a trial opens its data several times."""
     with path.open("rb") as file:
         written = file.read(_DIGEST_BYTES)
         sha = hashlib.sha256()

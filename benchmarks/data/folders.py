@@ -21,7 +21,7 @@ _ADVICE = {
     "cifar100": "run: python runner.py prepare --suite cifar100",
 }
 Warn = Callable[[str], None]
-"""Told in one line of what was found wrong and set right."""
+"""Called with one line about what was wrong and has been corrected."""
 
 CACHE = "cache-{}"
 """Where a folder of images keeps copies brought to a short side."""
@@ -41,7 +41,7 @@ def to_stderr(message: str) -> None:
 
 
 def shown(path: object) -> str:
-    r"""A path as a terminal may have it: what cannot be printed, line ends among it, is written as an escape.
+    r"""A path as it may be printed: unprintable characters, line ends included, are written as escapes.
 
     >>> shown("a\nb c")
     'a\\nb c'
@@ -52,8 +52,8 @@ def shown(path: object) -> str:
 def find_folder(dataset: str, given: Path | None) -> Path | None:
     """The folder of a dataset's files: as given, else $MPBENCH_DATA/<dataset>, else ./data/<dataset>; None for digits.
 
-    A plug-in's dataset may do without. Generated images are kept in the first of these that is named, whether or not
-    it is there yet. Raises DataError naming the places that were looked at.
+    A plug-in's dataset may have none. Generated images are kept in the first of these that is named, whether or not it
+    exists yet. Raises DataError naming the places that were looked at.
     """
     if dataset in _GENERATED:
         return given or default_folder(dataset)
@@ -92,7 +92,7 @@ def class_names(folder: Path) -> list[str]:
 
 
 def fit_classes(spec: DataSpec, folder: Path | None) -> DataSpec:
-    """The dataset with the number of classes that its folder has; datasets that make their own stay as they are."""
+    """The dataset with its folder's number of classes; datasets that do not come from a folder stay as they are."""
     if folder is None or spec.dataset != "imagefolder":
         return spec
     return spec.model_copy(update={"classes": len(class_names(images_folder(folder, spec.short_side)))})

@@ -1,8 +1,8 @@
 """Which images a folder in ImageNet's layout holds: as its manifest says, else as they lie there. Free of torch.
 
-`prepare` writes the manifest, DIR/manifest.json, after decoding every image. With it, nobody walks through a million
-files at the start of each trial, and what cannot be read is known beforehand. Beside it lie the files' own digests and
-times, see benchmarks/data/digests.py.
+`prepare` writes the manifest, DIR/manifest.json, after decoding every image. With it no trial has to list a million
+files at its start, and unreadable files are known beforehand. Beside it lie the files' own digests and times, see
+benchmarks/data/digests.py.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _SUFFIXES_NAMED = 8
 
 @dataclass(frozen=True)
 class Listing:
-    """files: every image file. unreadable: path -> why; None where nobody has looked.
+    """files: every image file. unreadable: path -> why; None if no image has been decoded yet.
 
-    content: SHA-256 over the files' own, in their order; None where nobody has read them. short_side: pixels that a
-    cache's images were brought to; None: as they came. left_out: suffix -> how many files that are not read as images.
+    content: SHA-256 over the files' own, in their order; None if they have not been read. short_side: pixels that a
+    cache's images were resized to; None: not resized. left_out: suffix -> how many files that are not read as images.
     """
 
     files: Files
@@ -56,7 +56,7 @@ class Listing:
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     def classes(self, part: str) -> Iterator[tuple[str, list[str]]]:
-        """Each class with the paths of its files in a part that nobody has found unreadable, by name."""
+        """Each class with the paths of its files in a part, by name, without those found unreadable."""
         bad = self.unreadable or {}
         for place, files in self.files.items():
             if place.startswith(f"{part}/"):
@@ -82,7 +82,7 @@ class Listing:
 
 
 def listing_of(folder: Path, *, short_side: int | None, allow_bad_images: int) -> Listing:
-    """What a suite may use of a folder. Without a manifest every file is read, to say what the folder holds.
+    """The images of a folder that a suite may use. Without a manifest every file is read for the digest.
 
     Raises DataError for a manifest that does not fit, and for more unreadable images than are allowed.
     """
@@ -113,14 +113,14 @@ def _other_size(folder: Path, there: int | None, wanted: int | None) -> DataErro
 
 
 def check_manifest(spec: DataSpec, folder: Path, *, allow_bad_images: int) -> None:
-    """Raises DataError as `listing_of` does, before anything runs; where there is no manifest it looks at nothing."""
+    """Raises DataError as `listing_of` does, before anything runs; without a manifest it checks nothing."""
     place = images_folder(folder, spec.short_side)
     if (place / MANIFEST).exists() or spec.short_side is not None or allow_bad_images:
         listing_of(place, short_side=spec.short_side, allow_bad_images=allow_bad_images)
 
 
 def advice(folder: Path, cache: int | None = None) -> str:
-    """What looks through a folder again, or makes copies in it again: `prepare` of the folder that they are of."""
+    """Advice to run `prepare` again: on this folder or, for copies, on the folder of their originals."""
     run = "run: python runner.py prepare --suite imagenet-full --data"
     if named := re.fullmatch(CACHE.format(r"(\d+)"), folder.name):
         return f"{run} {_argument(folder.parent)} --cache {cache or named[1]}"
@@ -142,12 +142,12 @@ def scan(folder: Path) -> Listing:
 
 
 def left_out_of(folder: Path) -> Mapping[str, int]:
-    """Suffix -> how many files are not read as images, without a look at any. Raises DataError as `scan` does."""
+    """Suffix -> how many files are not read as images; only names are read. Raises DataError as `scan` does."""
     return _walk(folder)[1]
 
 
 def left_out_text(left_out: Mapping[str, int]) -> str:
-    """What is left out, in one line, the most frequent first; nothing where nothing is."""
+    """What is left out, in one line, the most frequent first; empty if nothing is."""
     if not left_out:
         return ""
     ranked = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
@@ -158,7 +158,7 @@ def left_out_text(left_out: Mapping[str, int]) -> str:
 
 
 def _walk(folder: Path) -> tuple[dict[str, list[str]], dict[str, int]]:
-    """Names of image files by place, and how many of what else lies there."""
+    """Names of image files by place, and the number of other files by suffix."""
     names, left_out, places = class_names(folder), Counter[str](), dict[str, list[str]]()
     for part in PARTS:
         with os.scandir(folder / part) as entries:
@@ -175,7 +175,7 @@ def _same(folder: Path, part: str, names: Sequence[str]) -> Sequence[str]:
 
 
 def _images(place: Path, left_out: Counter[str]) -> list[str]:
-    """Names of the image files of a class, whatever they turn out to be; counts what else is there."""
+    """Names of the files of a class with an image's suffix, unread; counts the other files."""
     found: list[str] = []
     with os.scandir(place) if place.is_dir() else _nothing() as entries:
         for entry in entries:
@@ -205,7 +205,7 @@ def _suffix(name: str) -> str:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # a link to nothing, which is found unreadable when it is looked at
+    except OSError:  # a dangling link, which counts as unreadable once it is read
         return 0
 
 
@@ -253,7 +253,7 @@ def _parsed(text: bytes) -> Listing:
 
 @contextmanager
 def _no_collections() -> Iterator[None]:
-    """Millions of new lists without a cycle among them would be searched for garbage again and again."""
+    """Switches garbage collection off: it would search millions of new lists again and again, in vain."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -264,7 +264,7 @@ def _no_collections() -> Iterator[None]:
 
 
 def _checked(files: dict[str, Any]) -> Files:
-    """Empties `files`: ImageNet's rows would fill half a gigabyte beside their copy.
+    """The files of a manifest, checked. Empties `files`: two copies of ImageNet's rows take half a gigabyte more.
 
     Raises ValueError and TypeError for places and names that could lead out of the folder.
     """
@@ -279,5 +279,5 @@ def _checked(files: dict[str, Any]) -> Files:
 
 
 def _plain(names: Sequence[str]) -> bool:
-    """Whether these can be names of files: whatever a folder can hold, a backslash too, and nothing that leads out."""
+    """Whether these can be names of files in a folder: anything, a backslash too, that does not lead out of it."""
     return {"", ".", ".."}.isdisjoint(names) and not set("".join(names)) & {"/", "\0"}

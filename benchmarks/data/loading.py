@@ -40,8 +40,8 @@ def fetched(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What `split.load` gives for each request, in order, on the device; the same with any number of loaders.
 
-    There are no more loaders than cores. requests may have no end. Raises DataError where a process that loads is
-    killed; what `load` raises comes through.
+    There are no more loaders than cores. requests may be endless. Raises DataError if a loading process is killed, and
+    whatever `load` raises.
     """
     loaders = min(loaders, len(os.sched_getaffinity(0)))
     ready = _ahead(split, requests, loaders, device) if loaders else (split.load(*request) for request in requests)
@@ -65,7 +65,7 @@ def _ahead(
     batches = iter(loader)
     try:
         yield from batches
-    except (RuntimeError, EOFError, OSError) as error:  # the latter where it died while handing something over
+    except (RuntimeError, EOFError, OSError) as error:  # the last two if it died while handing something over
         if isinstance(error, RuntimeError) and "worker" not in str(error):
             raise
         raise DataError(
@@ -83,8 +83,8 @@ def _ahead(
 def _apart(_worker: int) -> None:
     """Let only the trial end this loader.
 
-    A signal to the trial's process group, or SIGTERM to every process, has the trial save itself, for which it needs
-    images still. So a loader leaves the group, and ends by SIGTERM from its parent alone.
+    On a signal to its process group, or SIGTERM to every process, the trial saves itself, and still needs images for
+    that. So a loader leaves the group, and ends by SIGTERM only if its parent sent it.
     """
     os.setpgid(0, 0)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -1,4 +1,4 @@
-"""The dataset that a spec names: one of ours, one file each, or a plug-in's. Only the one that is named is imported."""
+"""The dataset that a spec names: one of ours (a file each) or a plug-in's. Only the named one is imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `prepare` does to a folder of images: look at every one of them, and make smaller copies. Free of torch."""
+"""What `prepare` does with a folder of images: decode every one, and make smaller copies. Free of torch."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ T = TypeVar("T")
 _SAMPLE = 200
 _CHUNK = 16
 _FEW = 128
-"""So many images are done before other processes have started."""
+"""With no more images than this, starting other processes takes longer than the work."""
 _SPARE = 1.05
 
 IMAGENET = {"train": 1_281_167, "val": 50_000}
 """Images of ILSVRC 2012 (Russakovsky et al., IJCV 2015), which has 1000 classes."""
 
 Progress = Callable[[str, int, int], None]
-"""Told what is done, how much of it, and of how much."""
+"""Called with a task's name, how much is done, and the total."""
 
 
 class _Look(NamedTuple):
@@ -87,7 +87,7 @@ def _look(folder: Path, path: str) -> _Look:
 
 
 def remarks(listing: Listing) -> Iterator[str]:
-    """What somebody should know about these images before training on them."""
+    """What users should know about these images before training on them."""
     classes = len(listing.files) // len(PARTS)
     if classes == 1000 and listing.files and all(place.split("/")[1].startswith("n") for place in listing.files):
         for part, expected in IMAGENET.items():
@@ -107,7 +107,7 @@ class CacheSize(NamedTuple):
 
 
 def cache_size(folder: Path, listing: Listing, short_side: int, place: Path) -> CacheSize:
-    """Before anything is written. Raises DataError where there is no room."""
+    """The size of a cache, estimated before anything is written. Raises DataError if there is no room for it."""
     paths = [path for part in PARTS for path in listing.paths(part)]
     sample = paths[:: max(1, len(paths) // _SAMPLE)]
     each = fmean(_sizes(folder, sample, short_side)) if sample else 0.0
@@ -124,7 +124,7 @@ def cache_size(folder: Path, listing: Listing, short_side: int, place: Path) -> 
 
 
 def _sizes(folder: Path, paths: Sequence[str], short_side: int) -> Iterator[int]:
-    """Bytes of copies; nothing of what cannot be read."""
+    """Sizes of copies in bytes; unreadable images are skipped."""
     for path in paths:
         try:
             yield len(shrunk(folder / path, short_side))
@@ -135,10 +135,10 @@ def _sizes(folder: Path, paths: Sequence[str], short_side: int) -> Iterator[int]
 def make_cache(
     folder: Path, listing: Listing, short_side: int, place: Path, progress: Progress, warn: Warn = to_stderr
 ) -> Listing:
-    """Copies with that short side as JPEGs in the same layout; those that are there already and whole stay.
+    """Make copies with that short side, as JPEGs in the same layout; existing copies stay if they are whole.
 
-    Smaller images keep their size. What cannot be read is left out, and the copies' manifest says so too. Damaged
-    copies are made again, and each is told to `warn`. Raises DataError for a folder that holds anything but copies of
+    Smaller images keep their size. Unreadable images are left out, which the copies' manifest says too. Damaged copies
+    are made again, with a call of `warn` each. Raises DataError for a folder that holds anything but copies of
     these images at this size.
     """
     paths = [path for part in PARTS for path in listing.paths(part)]
@@ -160,12 +160,12 @@ def make_cache(
 
 
 def _damaged(place: Path, paths: Sequence[str], progress: Progress) -> list[Path]:
-    """Copies that are there and not as they were written; where no manifest says how, those that are not whole."""
+    """Existing copies that have changed since they were written; without a manifest, those that cannot be decoded."""
     try:
         listing = read_manifest(place)
         found = compared(place, listing, digests_of(place, listing), progress, hash_all=True)
         return [place / path for path in found.changed if (place / path).exists()]
-    except DataError:  # they were not finished, or what is said of them is damaged too
+    except DataError:  # the copies were not finished, or their manifest is damaged too
         there = [path for path in paths if copy_of(path, place).exists()]
         looks = _everywhere(partial(_unsound, place), there, partial(progress, "looking at copies"))
         return [copy_of(path, place) for path, unsound in looks if unsound]
@@ -182,9 +182,9 @@ def _unsound(place: Path, path: str) -> bool:
 def _everywhere(
     work: Callable[[str], T], paths: Sequence[str], progress: Callable[[int, int], None]
 ) -> list[tuple[str, T]]:
-    """`work` of every path, in order, on all cores where there is enough for them.
+    """Each path with the result of `work`, in order; on all cores if there are enough paths.
 
-    Raises DataError where a process that works is killed.
+    Raises DataError if a working process is killed.
     """
     found: list[tuple[str, T]] = []
     try:

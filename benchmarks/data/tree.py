@@ -17,7 +17,7 @@ from benchmarks.drawing.scene import draw
 
 _SIZES = ((320, 240), (240, 320), (256, 256), (500, 375), (200, 150))
 _ODD = {7: "L", 13: "CMYK"}
-"""Every so many images one of another mode."""
+"""Period -> mode: every 7th image is grey, every 13th is CMYK."""
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ MAX_IMAGES = 1 << 40
 _MASK = (1 << 64) - 1
 _32 = np.uint64(32)
 _AHEAD = 96
-"""Words made at once when an image is begun; how many is a matter of speed alone."""
+"""Words made at once when an image is begun; the number affects speed only."""
 
 Ints = NDArray[np.int32]
 Levels = NDArray[np.int16]

@@ -14,7 +14,7 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Difficulty:
-    """How much may vary that does not make a class. Lengths in 4096ths of the image's side, colours in grey levels.
+    """How much images of one class may vary. Lengths in 4096ths of the image's side, colours in grey levels.
 
     position: largest shift of the figures' middle, either way along x and y.
     scale: half of the extent of the group of figures.

@@ -16,7 +16,7 @@ from benchmarks.terminal import warn
 
 _POLL_SECONDS = 0.5
 _ARRIVAL_SECONDS = 60.0
-"""How long a result may take to be seen here: other machines' files come late over a network."""
+"""How long to wait for a result: files of other machines appear late over a network."""
 
 
 class EngineError(Exception):
@@ -37,9 +37,9 @@ class Engine(Protocol):
 
 @dataclass
 class _Watch:
-    """Passes everything on, and remembers how jobs ended. Jobs that are done are so once their result is here.
+    """Passes everything on, and remembers how jobs ended. A job counts as done once its result is in the workspace.
 
-    Results that are at the storage are brought from there.
+    Results that are at the storage are fetched from there.
     """
 
     observer: Observer
@@ -62,7 +62,7 @@ class _Watch:
             self.observer.ended(job, outcome)
 
     def wait(self) -> None:
-        """Wait for the results of jobs that are said to be done; those without one are lost."""
+        """Wait for the results of jobs reported as done; a job without one is lost."""
         until = time.monotonic() + _ARRIVAL_SECONDS
         for job in self.awaited:
             while (missed := self._missed(job)) and time.monotonic() < until:
@@ -74,7 +74,7 @@ class _Watch:
             self.observer.ended(job, self.outcomes[job.key])
 
     def _missed(self, job: Job) -> str:
-        """Why its result is not here; nothing once it is."""
+        """Why a job's result is not here; empty once it is."""
         if self.workspace.done(job.spec):
             return ""
         if not self.storage:

@@ -1,4 +1,4 @@
-"""What a worker does with a job that it is given, with whichever engine."""
+"""What a worker does with a job, whichever engine gave it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the process that works on a job keeps at the storage, and what it fetches from there before."""
+"""What the process that works on a job copies to the storage, and what it fetches from there first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.terminal import warn
 from benchmarks.trials.checkpoint import Saver
 
 KEEP_SECONDS = 300.0
-"""How often a checkpoint is kept at the storage; less often where that takes long, as the trial waits for it."""
+"""Seconds between copies of a checkpoint to the storage; more if a copy takes long, as the trial waits for it."""
 
 
 class Keeper:
@@ -23,10 +23,10 @@ class Keeper:
     def __init__(self, job: Job, workspace: Workspace, url: str | None) -> None:
         self.job, self.workspace, self.url = job, workspace, url
         self.unkept = [job]
-        """What is to be kept: the job, and float starts that are not at the storage."""
+        """What is still to be copied: the job, and float starts that are not at the storage."""
 
     def fetch(self) -> None:
-        """Bring the job's result, else what it can go on from. Raises StorageError."""
+        """Fetch the job's result, else what it can continue from. Raises StorageError."""
         if self.url is None:
             return
         storage, parts = Storage.at(self.url), self.job.with_starts
@@ -52,7 +52,7 @@ class Keeper:
                 raise
 
     def done(self) -> Outcome:
-        """Keep the result; how the job ended, with what went wrong in keeping it."""
+        """Copy the result to the storage; returns the job's outcome, with what went wrong in copying."""
         try:
             self._keep()
         except StorageError as error:
@@ -66,7 +66,7 @@ class Keeper:
             warn(str(error))
 
     def _keep(self) -> None:
-        """Results that there are by now, which are kept once, and checkpoints of what is under way."""
+        """Copy results that exist by now, each once, and checkpoints of unfinished work."""
         if self.url is None:
             return
         storage = Storage.at(self.url)

@@ -33,7 +33,7 @@ def work(job: Job, workspace: Workspace, runtime: Runtime, ranks: Ranks | None =
     keeper = Keeper(job, workspace, None if ranks.rank else runtime.storage)
     try:
         keeper.fetch()
-        if ranks.decided(ranks.rank == 0 and workspace.done(job.spec)):  # by processes of which another died afterwards
+        if ranks.decided(ranks.rank == 0 and workspace.done(job.spec)):  # before another rank died
             yield keeper.done()
             return
         steps: Generator[Progress, None, object]

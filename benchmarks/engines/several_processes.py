@@ -1,4 +1,4 @@
-"""A job done by several processes of this machine together, each of which may die."""
+"""A job done by several processes of this machine together, any of which may die."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ RESTARTS = 3
 
 _POLL_SECONDS = 0.2
 _NOTICE_SECONDS = 25.0
-"""What is left of a scheduler's usual 30 seconds for the ranks to end by themselves."""
+"""How much of a scheduler's usual 30 seconds the ranks get to end by themselves."""
 
 _DIED = "one of its processes died"
 
 
 def together(job: Job, workspace: Workspace, runtime: Runtime) -> Iterator[Progress | Outcome]:
-    """Progress of the first rank while it lasts, then the outcome. What dies is started again, from the checkpoint."""
+    """Progress of the first rank, then the outcome. If a process dies, all start again from the checkpoint."""
     for _ in range(1 + RESTARTS):
         outcome = yield from _once(job, workspace, runtime)
         if not outcome.message.startswith(_DIED):
@@ -52,7 +52,7 @@ def _once(job: Job, workspace: Workspace, runtime: Runtime) -> Generator[Progres
                 process.start()
             outcome = yield from _watch(ranks, events)
         finally:
-            for process in ranks:  # all is written when the outcome is there
+            for process in ranks:  # everything is written before the outcome is sent
                 process.kill()
             for process in ranks:
                 process.join()
@@ -60,9 +60,10 @@ def _once(job: Job, workspace: Workspace, runtime: Runtime) -> Generator[Progres
 
 
 def _watch(ranks: Sequence[BaseProcess], events: Any) -> Generator[Progress, None, Outcome]:
-    """Pass progress on until it is known how the job ended.
+    """Pass progress on until the job's outcome is known.
 
-    The first rank says it. Where it only knows that another has gone, that one's last word says why, or its end.
+    The first rank reports it. If that only says that another rank has gone, the outcome is the other rank's own report
+    or, without one, how its process ended.
     """
     last_words: list[Outcome] = []
     until = math.inf

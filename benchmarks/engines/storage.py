@@ -27,7 +27,7 @@ class StorageError(OSError):
 class Storage:
     """A folder at a URL, laid out as an output folder: `<suite>/records/<id>.json`, `float/<key>.pt` and so on.
 
-    What is there is asked for by the names that a plan gives, and never listed.
+    Files are looked up by the names that a plan gives; folders are never listed.
     """
 
     url: str
@@ -54,10 +54,10 @@ class Storage:
         return cls(url, files, root.rstrip("/"))
 
     def fetch(self, jobs: Iterable[Job], workspace: Workspace) -> int:
-        """Bring what is there and not here; returns how many. Raises StorageError.
+        """Fetch results that are there and not here; returns how many. Raises StorageError.
 
-        A record brings its network. What did not get there whole, or is not what its name says, is passed over: it
-        is made here, and `keep` sends it again.
+        A record comes with its network. A file that is truncated, or not what its name says, is skipped: it is made
+        here, and `keep` sends it again.
         """
         self.files.invalidate_cache()  # others write there
         found = 0
@@ -74,7 +74,7 @@ class Storage:
         return found
 
     def fetch_checkpoint(self, job: Job, workspace: Workspace) -> None:
-        """Bring a job's checkpoint, unless it has one here. One that cannot be trusted is passed over."""
+        """Fetch a job's checkpoint, unless it has one here. One that cannot be trusted is skipped."""
         from benchmarks.trials.checkpoint import previous
 
         here = _checkpoint(job, workspace)
@@ -82,9 +82,9 @@ class Storage:
             self._bring(here, workspace, _is_checkpoint)
 
     def keep(self, jobs: Iterable[Job], workspace: Workspace) -> None:
-        """Copy results that are here and not there, or there otherwise, as after a retry. Raises StorageError.
+        """Copy results that are missing or different there, as after a retry. Raises StorageError.
 
-        Their checkpoints are of no more use and are removed there.
+        Their checkpoints are no longer needed and are removed there.
         """
         for job in jobs:
             if not (result := workspace.result(job.spec)).exists():
@@ -111,7 +111,7 @@ class Storage:
                 self._run("mv", there, f"{there.removesuffix('.json')}.failed")
 
     def _bring(self, here: Path, workspace: Workspace, sound: Callable[[bytes, str], bool]) -> bool:
-        """Copy a file that is there and not here, unless its content is not sound; whether it was brought."""
+        """Copy a file that is there and not here, if its content is sound; returns whether it did."""
         there = self._there(here, workspace)
         if here.exists() or not self._run("exists", there):
             return False
@@ -122,14 +122,14 @@ class Storage:
         return True
 
     def _holds(self, there: str, content: bytes) -> bool:
-        """Whether it is there just so: networks of one kind all have one size, so that is looked at only first."""
+        """Whether the file there has just this content. Sizes are compared first, but equal sizes prove nothing."""
         if not self._run("exists", there) or self._run("size", there) != len(content):
             return False
         found: bytes = self._run("cat_file", there)
         return found == content
 
     def _send(self, content: bytes, there: str) -> None:
-        """Under another name until all of it is there."""
+        """Write a file there, under another name until it is complete."""
         self._run("makedirs", there.rpartition("/")[0], exist_ok=True)
         part = f"{there}.{token_hex(4)}.part"
         try:
@@ -159,7 +159,7 @@ def _write(content: bytes, file: BinaryIO) -> None:
 
 
 def _whole(network: bytes, there: str) -> bool:
-    """Whether it is the network that was kept under this name. Free of torch."""
+    """Whether it is the whole network that was saved under this name. Free of torch."""
     return is_sealed(network, PurePosixPath(there).stem)
 
 
@@ -168,7 +168,7 @@ def _checkpoint(job: Job, workspace: Workspace) -> Path:
 
 
 def _is_result(job: Job, content: bytes, there: str) -> bool:
-    """Whether it is the job's float start, or its record; a record that cannot be used is named."""
+    """Whether it is the job's float start, or its record; warns of a record that cannot be used."""
     if not job.is_trial:
         return _whole(content, there)
     try:

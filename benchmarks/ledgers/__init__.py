@@ -29,7 +29,7 @@ def ledger_for(model: ModelSpec, data: DataSpec) -> Ledger:
 
 @cache
 def notes_for(model: ModelSpec, data: DataSpec) -> tuple[str, ...]:
-    """What is worth a warning of a network that has no committed ledger: it is built and run once, with torch.
+    """Warnings about a network that has no committed ledger: it is built and run once, with torch.
 
     Raises SuiteError where it does not run once it is quantized.
     """

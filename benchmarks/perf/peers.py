@@ -1,4 +1,4 @@
-"""Other ways to train a quantized network, for benchmarks.perf.step: same layers, same bits, their quantizers."""
+"""Other implementations of quantized training, for benchmarks.perf.step: same layers and bits, their quantizers."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Quantized(nn.Module):
 
 
 def with_quantizers(model: nn.Module, make: Make, signed: dict[str, bool]) -> nn.Module:
-    """Every layer of `signed` between quantizers of `make`; its first and last at 8 bits. signed: of its input."""
+    """Every layer of `signed` with quantizers from `make`; the first and last at 8 bits. signed: of its input."""
     names = list(signed)
     for name, is_signed in signed.items():
         parent, _, child = name.rpartition(".")
@@ -89,7 +89,7 @@ def with_quantizers(model: nn.Module, make: Make, signed: dict[str, bool]) -> nn
 def brevitas(model: nn.Module, signed: dict[str, bool]) -> nn.Module:
     """Brevitas's layers: learned-scale integer weights per channel, learned-scale inputs per tensor.
 
-    Inputs' scales come from the first batch's percentiles, as its quantizers would have them from the first 300.
+    Inputs' scales come from percentiles of the first batch; Brevitas itself takes them from the first 300.
     """
     from brevitas import nn as qnn
     from brevitas.inject.enum import ScalingImplType

@@ -1,4 +1,4 @@
-"""Several pieces of work measured side by side, round by round, so that a noisy machine slows all of them alike."""
+"""Measures several functions side by side, round by round, so that a noisy machine slows all of them alike."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Ratio(NamedTuple):
-    """Median and quartiles, over rounds, of one work's seconds over another's."""
+    """Median and quartiles, over rounds, of one function's seconds over another's."""
 
     median: float
     low: float
@@ -20,9 +20,9 @@ class Ratio(NamedTuple):
 
 
 def interleaved(works: Mapping[str, Callable[[], None]], rounds: int, repeats: int = 3) -> dict[str, list[float]]:
-    """Seconds that each work takes, per round the mean of `repeats`, after one that is not timed.
+    """Seconds of each of `works` in each round: the mean of `repeats` calls, after one call that is not timed.
 
-    That one finds the caches full of another's data, which the same work done again and again does not.
+    The untimed call refills the caches after another function's data.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
@@ -36,7 +36,7 @@ def interleaved(works: Mapping[str, Callable[[], None]], rounds: int, repeats: i
 
 
 def ratio(seconds: Sequence[float], base: Sequence[float], times: float = 1.0) -> Ratio:
-    """seconds over `times` times base, round by round; of a single round, that round's alone."""
+    """seconds / (times * base), round by round; with a single round all three numbers are that round's."""
     ratios = [own / (times * other) for own, other in zip(seconds, base, strict=True)]
     low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
     return Ratio(median(ratios), low, high)

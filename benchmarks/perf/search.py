@@ -165,7 +165,7 @@ def works_on(network: nn.Module, batch: MicroBatch) -> dict[str, Callable[[], An
 
 
 def problem_on(network: nn.Module, batch: MicroBatch, space: Space) -> Problem:
-    """A copy of `network`, quantizable in `space`, as a method meets it; training data there is none."""
+    """A copy of `network`, quantizable in `space`, as a method gets it; without training data."""
     model = replace_activations(deepcopy(network))
     ledger = ledger_of(model, tuple(batch.images.shape[1:]))  # type: ignore[arg-type]
     candidates = candidates_of(space, ledger)
@@ -188,7 +188,7 @@ def problem_on(network: nn.Module, batch: MicroBatch, space: Space) -> Problem:
 
 
 class _NoData:
-    """A split that nobody may read: batches are made here."""
+    """A split that must not be read: batches are made here."""
 
     def __len__(self) -> int:
         return 0

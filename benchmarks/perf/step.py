@@ -78,7 +78,7 @@ class Row:
 
 @dataclass
 class Contender:
-    """A network in training, and under which context it takes its steps. compiled: what runs it, if not itself."""
+    """A network in training, and the context of its steps. compiled: its compiled form, if that runs instead."""
 
     model: nn.Module
     context: Callable[[], Any] = nullcontext
@@ -206,7 +206,7 @@ def _trained(model: nn.Module, images: Tensor) -> nn.Module:
 
 
 def warm_up(step: Callable[[], None]) -> float:
-    """Seconds of the first step; the second finds what the first has made."""
+    """Seconds of the first step; a second, untimed one reuses what the first has compiled."""
     begun = time.perf_counter()
     step()
     first = time.perf_counter() - begun

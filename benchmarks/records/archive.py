@@ -44,13 +44,13 @@ COLUMNS = (
     "checksum",
     "commit",
 )
-"""ceiling and bops: in BOPs, as ceilings count them (edges8). accuracy: on the test images, in 0..1. checksum: of what
-was asked and what came out, which alone is alike for every run of a trial."""
+"""ceiling and bops: in BOPs, as ceilings count them (edges8). accuracy: on the test images, in 0..1. checksum: of spec
+and result, the parts that are the same in every run of a trial."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """Records in an archive: file names and what is in them, as they would lie in a folder."""
+    """Records in an archive: file names and contents, as in a folder of records."""
 
     path: Path
     files: Mapping[str, bytes] = field(default_factory=dict)
@@ -70,13 +70,13 @@ class Archive:
         return (self._parsed(name) for name in sorted(self.files) if "/" not in name)
 
     def others(self, trial_ids: Container[str]) -> Iterator[Record]:
-        """Whole records of trials that are none of these."""
+        """Intact records of trials other than these."""
         return self._whole(
             name for name in self.files if "/" not in name and name.removesuffix(".json") not in trial_ids
         )
 
     def disputed(self) -> Iterator[Record]:
-        """Whole records of trials that have another."""
+        """Intact second records of trials, with other results."""
         return self._whole(name for name in self.files if "/" in name)
 
     def _whole(self, names: Iterable[str]) -> Iterator[Record]:
@@ -105,12 +105,12 @@ def open_records(place: Path) -> RecordSource:
 
 
 def archives_in(folder: Path) -> list[Path]:
-    """Every archive in a folder, by name; parts stand for the archive that they are of, whether or not it is there."""
+    """Every archive in a folder, by name; an archive of which only parts are there is named too."""
     return sorted({path.with_name(f"{_name_of(path)}{SUFFIX}") for path in folder.glob(f"*{SUFFIX}")})
 
 
 def with_parts(place: Path) -> list[Path]:
-    """An archive and its parts, in their order, those that are there; of a part itself, that part."""
+    """The existing files of an archive: itself and its parts, in their order; for the path of a part, that part."""
     found = [place] if place.is_file() else []
     if _PART.fullmatch(place.name) or not place.name.endswith(SUFFIX):
         return found
@@ -141,7 +141,7 @@ def _read(paths: Iterable[Path]) -> dict[str, bytes]:
 
 
 def _place_of(member: Member) -> str:
-    """The file's name in a folder of records. Raises ArchiveError for what is no file of one."""
+    """The file's name in a folder of records. Raises ArchiveError for a file that does not belong in one."""
     folders = PurePosixPath(member.name).parts
     inner = folders[1:] if len(folders) > 1 and folders[0] not in ("/", "..", DISPUTED) else folders
     plain = len(inner) == 1 or (len(inner) == 2 and inner[0] == DISPUTED)
@@ -154,7 +154,7 @@ def _place_of(member: Member) -> str:
 
 
 def write_archive(path: Path, files: Mapping[str, bytes]) -> None:
-    """The same bytes for the same files: in the order of their names, of no time, owner or mode of their own."""
+    """Write an archive. The same files give the same bytes: ordered by name, with fixed times, owners and modes."""
     folder = _name_of(path)
 
     def fill(file: Any) -> None:
@@ -174,7 +174,7 @@ def _name_of(path: Path) -> str:
 
 
 def table(records: Iterable[Record]) -> str:
-    """A line per record, as CSV: what people review, in an order in which new trials stand beside their likes."""
+    """A line per record, as CSV: what people review, ordered so that new trials stand beside similar ones."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -213,7 +213,7 @@ def _order(record: Record) -> tuple[Any, ...]:
 def pack(folder: Path, to: Path, name: str | None = None, *, replace: bool = False) -> Path | None:
     """Pack a folder's records; returns the archive or the part that was written, None if nothing was new.
 
-    Beside records that are there already come only new ones, in a part; with `replace`, the folder's alone are kept.
+    If the archive exists, only new records are added, in a part; with `replace`, only the folder's records are kept.
     Raises RecordError, with nothing written, for damaged records and for another result of a trial that is there.
     """
     if not folder.is_dir():
@@ -235,7 +235,7 @@ def pack(folder: Path, to: Path, name: str | None = None, *, replace: bool = Fal
 
 
 def _files_in(folder: Path) -> dict[str, bytes]:
-    """Content of a folder's records, each looked at, by their names."""
+    """Content of a folder's records by file name; each is checked."""
     open_records(folder)
     paths = sorted([*folder.glob("*.json"), *(folder / DISPUTED).glob("*.json")])
     found = Archive(folder, {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths})

@@ -1,7 +1,7 @@
-"""Files in tar and zip archives, one at a time and within limits; nothing is unpacked. Free of torch.
+"""Files in tar and zip archives, one at a time and within limits; nothing is unpacked.
 
-An archive may come from anybody. So one file is in memory at a time, also headers are bounded, and everything is
-read to the end, where the checksums of gzip, bzip2 and xz are.
+An archive may come from anybody. So one file is in memory at a time, headers are bounded too, and everything is read to
+the end, where the checksums of gzip, bzip2 and xz are.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from benchmarks.records.record import LARGEST_RECORD, RecordError
 
 MOST_FILES = 100_000
 MOST_BYTES = 2**30
-"""Of all files of an archive that are read: records of a suite of twenty thousand trials."""
+"""Most bytes to read from an archive's files: enough for the records of twenty thousand trials."""
 
 MOST_EXPANSION = 500
-"""An archive may hold so many times its own bytes; records of one suite come to 70 times."""
+"""Most bytes that an archive may hold, in multiples of its own size; records of one suite reach 70."""
 
 SMALL = 64 * 2**20
-"""Bytes that a compressed archive may hold whatever its own size."""
+"""Bytes that a compressed archive may hold in any case, however small it is."""
 
 _HEADER = 2**20
 _BLOCK = 512
@@ -38,7 +38,7 @@ _ZIPPED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
 
 
 class _Bytes(Protocol):
-    """What bytes are read from, in order."""
+    """A source of bytes, read in order."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -46,7 +46,7 @@ class _Bytes(Protocol):
 
 
 class ArchiveError(RecordError):
-    """An archive that is damaged, too large, or none; the message names it and says what to do."""
+    """An archive that is damaged or too large, or a file that is no archive; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,14 @@ def members(path: Path) -> Iterator[Member]:
 
 @contextmanager
 def _said(path: Path) -> Iterator[None]:
-    """Whatever goes wrong in reading an archive becomes one line that names it."""
+    """Turns every error in reading an archive into an ArchiveError of one line that names it."""
     try:
         yield
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:
         raise ArchiveError(f"{path}: a damaged archive ({error}); fetch it again") from None
-    except RuntimeError as error:  # zipfile's, of passwords and of compression that it does not know
+    except RuntimeError as error:  # zipfile raises it for passwords and for unknown compression
         raise ArchiveError(f"{path}: {error}; make the archive without a password, as tar.gz or plain zip") from None
-    except OSError as error:  # bz2's, of damage, has no number
+    except OSError as error:  # bz2 raises it, without a number, for damage
         what = error.strerror or f"a damaged archive ({error}); fetch it again"
         raise ArchiveError(f"{path}: {what}") from None
 
@@ -129,7 +129,7 @@ def _zipped(path: Path) -> Iterator[Member]:
         for info in archive.infolist():
 
             def read(info: zipfile.ZipInfo = info) -> bytes:
-                if info.compress_type not in _ZIPPED:  # lzma's memory has no bound there
+                if info.compress_type not in _ZIPPED:  # lzma in a zip has no memory limit
                     raise NotImplementedError(f"{info.filename} has a compression method that is not read here")
                 return archive.read(info)
 
@@ -162,7 +162,7 @@ def _whole(content: bytes, info: tarfile.TarInfo) -> bytes:
 
 
 def _label(path: Path, name: str) -> str:
-    """A name may hold anything, also what a terminal takes for a command."""
+    """A member's name made printable: it may hold anything, even a terminal's commands."""
     return f"{path}:{''.join(c if c.isprintable() else repr(c)[1:-1] for c in name)}"
 
 
@@ -173,7 +173,7 @@ def _unpacked(file: BinaryIO) -> _Bytes:
 
 
 class _Stream:
-    """What tarfile reads from: never more between two files than their own bytes and a header's."""
+    """The stream that tarfile reads from; between two files it gives no more bytes than the file and a header take."""
 
     def __init__(self, file: _Bytes, path: Path) -> None:
         self._file, self._path, self._ended = file, path, False
@@ -232,7 +232,7 @@ class _Xz:
         return data
 
     def close(self) -> None:
-        """The file is its opener's to close."""
+        """Nothing: whoever opened the file closes it."""
 
 
 _FORMATS: dict[bytes, Callable[[BinaryIO], _Bytes]] = {

@@ -1,4 +1,4 @@
-"""What a trial leaves behind: one JSON file, complete or absent. Free of torch.
+"""What a trial leaves behind: one JSON file, complete or absent.
 
 A record has `spec` (what was asked), `result` (what came out; bit-identical on the same kind of machine) and
 `observed` (seconds, memory, versions: differs from run to run). Its result digest is of the first two, which is what
@@ -26,10 +26,10 @@ READABLE = (1, SCHEMA)
 DISPUTED = "disputed"
 
 LARGEST_RECORD = 8 * 2**20
-"""Bytes; records of today's suites have 100 kB at most."""
+"""Bytes; the largest records of today's suites have 100 kB."""
 
 _HUGE = re.compile(rb"[\[:,\s]-?[0-9]{40}")
-"""The beginning of a whole number that no count comes to; one a little longer is no float any more."""
+"""The beginning of a whole number of 40 digits or more: larger than any count, and a much longer one fits no float."""
 _SURROGATE = re.compile(rb"\\u[dD][89abAB]..|\\u[dD][c-fC-F]..")
 _DIGITS = bytes(ord("0") if chr(byte).isdecimal() and byte < 128 else ord(" ") for byte in range(256))
 
@@ -114,7 +114,7 @@ def parse_record(text: bytes, path: str) -> Record:
 
 
 def _plain(data: dict[str, Any], text: bytes) -> dict[str, Any]:
-    """The record for the schema, which takes no half of a surrogate pair: names of files in messages may have them."""
+    """The record for the schema, without lone surrogates, which it refuses and file names in messages may have."""
     return json.loads(_SURROGATE.sub(b"?", text)) if _SURROGATE.search(text) else data
 
 
@@ -127,14 +127,14 @@ def _no_number(text: str) -> NoReturn:
 
 
 def require_sound(spec: TrialSpec, result: dict[str, Any]) -> None:
-    """Raises ValueError for a result that no record can hold: a NaN, what is no JSON, what the schema refuses."""
+    """Raises ValueError for a result that no record can hold: with a NaN, not JSON, or refused by the schema."""
     asked = spec.model_dump(mode="json")
     if wrong := problem({"id": spec.id, "spec": asked, "result": json.loads(canonical_json(result))}, observed=False):
         raise ValueError(f"a result that no record can hold: {wrong}")
 
 
 def differences(first: Record, second: Record) -> Iterator[tuple[str, str, str]]:
-    """What two records of one trial say differently: test accuracy, then every part of their environments."""
+    """What differs between two records of one trial: test accuracy, then every part of their environments."""
     yield "test accuracy", _accuracy(first), _accuracy(second)
     ours, theirs = (record.observed.get("environment") or {} for record in (first, second))
     for key in dict.fromkeys([*ours, *theirs]):
@@ -157,15 +157,15 @@ class RecordSource(Protocol):
         """All records, by id. Raises RecordError for a damaged one."""
 
     def others(self, trial_ids: Container[str]) -> Iterable[Record]:
-        """Whole records of trials that are none of these."""
+        """Intact records of trials other than these."""
 
     def disputed(self) -> Iterable[Record]:
-        """Other results of trials that have one."""
+        """Intact second records of trials, with other results."""
 
 
 @dataclass(frozen=True)
 class Records:
-    """A folder of records, `<id>.json` each; what others measured differently lies in its folder `disputed`."""
+    """A folder of records, `<id>.json` each; differing results of others are in its folder `disputed`."""
 
     folder: Path
 
@@ -183,13 +183,13 @@ class Records:
         return record
 
     def put(self, record: Record) -> None:
-        """Write a record. Raises RecordError for one that nobody could read, with nothing written."""
+        """Write a record. Raises RecordError, with nothing written, for one that could not be read again."""
         text = record.to_json()
         parse_record(text.encode(), f"the record of trial {record.id}")
         write_text_atomic(self.path(record.id), text)
 
     def set_aside(self, trial_ids: Iterable[str]) -> list[str]:
-        """Move records that cannot be used to `<id>.damaged`, so that their trials run again; returns what to say."""
+        """Move records that cannot be used to `<id>.damaged`, so that their trials run again; returns messages."""
         said = []
         for trial_id in trial_ids:
             try:
@@ -202,11 +202,11 @@ class Records:
         return said
 
     def dispute(self, record: Record) -> None:
-        """Keep another result of a trial that has one, beside it."""
+        """Keep a second, different record of a trial beside its first."""
         write_text_atomic(self.folder / DISPUTED / f"{record.id}-{record.result_digest[:8]}.json", record.to_json())
 
     def disputed(self) -> Iterator[Record]:
-        """Whole records that `dispute` has kept."""
+        """Intact records that `dispute` has kept."""
         for path in sorted((self.folder / DISPUTED).glob("*.json")):
             with suppress(RecordError):
                 yield read_record(path)
@@ -215,7 +215,7 @@ class Records:
         return (read_record(path) for path in sorted(self.folder.glob("*.json")))
 
     def others(self, trial_ids: Container[str]) -> Iterator[Record]:
-        """Whole records of trials that are none of these."""
+        """Intact records of trials other than these."""
         for path in sorted(self.folder.glob("*.json")):
             if path.stem not in trial_ids:
                 with suppress(RecordError):

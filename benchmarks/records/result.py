@@ -1,4 +1,4 @@
-"""The parts of a record's `result` that follow from ledger and policy. Free of torch."""
+"""The parts of a record's `result` that follow from ledger and policy."""
 
 from __future__ import annotations
 

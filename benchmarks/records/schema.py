@@ -1,6 +1,6 @@
 """What a record's file holds, and what has to agree in it: one schema for all who read or write records.
 
-Parts that are not named here are let through: later versions say more. Free of torch.
+Parts that are not named here are accepted: later versions may have more.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Name = Annotated[str, Field(min_length=1, max_length=500)]
 
 
 class _Part(BaseModel):
-    """Strict: a text is no number, and a truth is none."""
+    """Base of the schema's parts. Strict: neither text nor a bool counts as a number."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
@@ -44,7 +44,7 @@ class _Model(_Part):
 
 
 class _Spec(_Part):
-    """Of a specification what records of every version have; the trial's id is a digest of all of it."""
+    """The parts of a specification that every version has; the trial's id is a digest of all of it."""
 
     protocol: Count
     method: _Method
@@ -124,7 +124,7 @@ class _Code(_Part):
 
 
 class _Result(_Part):
-    """Of every trial."""
+    """The result of every trial."""
 
     status: Status
     reason: _Reason | None
@@ -141,7 +141,7 @@ class _Result(_Part):
 
 
 class _Environment(_Part):
-    """Every other part of it is a text, a number, a truth or nothing."""
+    """Every other part is a text, a number, a bool or null."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, str | Number | bool | None]
@@ -229,7 +229,7 @@ def _difference(result: Mapping[str, Any], ledger: Ledger, policy: Policy | None
 
 
 def ledger_of(rows: list[Mapping[str, Any]]) -> Ledger:
-    """The layers that a record's rows are of, without their ties."""
+    """The layers that a record's rows describe, without their ties."""
     return tuple(
         Layer(row["name"], row["type"], row["macs"], row["weights"], row["kind"], row["pinned"]) for row in rows
     )

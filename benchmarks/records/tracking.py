@@ -25,7 +25,7 @@ from benchmarks.suites.suite import Suite, ceiling_name
 
 _TAG = "trial_id"
 _LAST = "steps_logged."
-"""Beginning of the tags that say, by stage, up to which step a curve is logged."""
+"""Prefix of the tags that hold, for each stage, the last step whose curve is logged."""
 _BATCH = 1000
 _MAX_PARAM = 500
 _MAX_NOTE = 5000
@@ -34,15 +34,15 @@ _COLUMNS = (
     *(f"metrics.`{name}`" for name in ("test_accuracy", "MBOPs")),
     *(f"params.`{name}`" for name in ("method", "network", "ceiling", "seed")),
 )
-"""What the runs' table shows first, as MLflow's page names columns."""
+"""The first columns of the runs' table, by MLflow's names."""
 
 
 class Tracker:
     """The one writer of a suite's runs, in a thread of its own, so that a slow server never holds up a trial.
 
-    Runs are found again by their trial's id, and metrics are never logged twice. failed: told what went wrong, once,
-    at the first failure, after which nothing more is sent. unusable: whether that was the address itself,
-    with which it would fail again.
+    Runs are found again by their trial's id, and metrics are never logged twice. failed: called once, with
+    what went wrong, at the first failure, after which nothing more is sent. unusable: whether the address itself was at
+    fault, so that a second try would fail too.
     experiment: its id, once anything was sent.
     """
 
@@ -214,7 +214,7 @@ class Tracker:
         from mlflow.entities import Metric, RunTag
 
         run_id, when = self._run(trial), when or int(time.time() * 1000)
-        # By stage: the scores on validation come with the record only, when fine-tuning's steps are all there.
+        # By stage: validation's scores come only with the record, when all steps of fine-tuning are logged.
         logged = self._logged[trial.id]
         fresh = [(stage, step, row) for stage, step, row in rows if step > logged.get(stage, 0)]
         metrics = [
@@ -258,7 +258,7 @@ _SOURCE = {"mlflow.user": "benchmark", "mlflow.source.type": "LOCAL", "mlflow.so
 
 
 class MovedError(Exception):
-    """A database whose runs keep their files in another place than beside it."""
+    """A database that was moved: its runs keep their files elsewhere than beside it."""
 
 
 def _suite_params(suite: Suite) -> dict[str, Any]:
@@ -274,7 +274,7 @@ def _suite_params(suite: Suite) -> dict[str, Any]:
 
 
 def _trial_params(trial: Trial) -> dict[str, Any]:
-    """What tells a suite's trials apart, in the words of its file; the rest is in the record."""
+    """The parameters in which a suite's trials differ, by its file's keys; the rest is in the record."""
     spec = trial.spec
     return {
         "method": trial.row,
@@ -312,7 +312,7 @@ def _dataset(trial: Trial, digest: str) -> Any:
 
 
 def _milliseconds(time: str | None) -> int | None:
-    """Since 1970, of a time as records have it; None where it is none."""
+    """A record's time in milliseconds since 1970; None if it is missing or no time."""
     try:
         return None if time is None else int(datetime.fromisoformat(time).timestamp() * 1000)
     except ValueError:
@@ -339,7 +339,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _cause(error: BaseException) -> str:
-    """What was first wrong, in a line: a database adds the whole of its statement."""
+    """The original error in one line, without the SQL statement that a database adds."""
     while inner := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
         error = inner
     return (str(error).splitlines() or [repr(error)])[0]

@@ -16,7 +16,7 @@ VARIABLE = "MLFLOW_TRACKING_URI"
 PORT = 5000
 """Where `mlflow ui` listens unless it is told otherwise."""
 SHARED_VIEW = "trials"
-"""Name of the runs' table that `benchmarks.records.tracking` sets up: its columns, their order, what is unfolded."""
+"""Name of the table view that `benchmarks.records.tracking` sets up: columns, their order, expanded rows."""
 _FILE = re.compile(r"sqlite(?:\+\w+)?:///(.+)", re.DOTALL)
 
 
@@ -50,7 +50,7 @@ def experiment_name(suite: str) -> str:
 
 
 def how_to_open(address: str, suite: str, experiment: str | None = None) -> str | None:
-    """What to open, or to run and then to open, for a suite's runs; None where a database here has none of it.
+    """What to open, or to run and then to open, for a suite's runs; None if a database here has no runs of it.
 
     experiment: its id, where it is known; it is looked up in an SQLite file.
     """

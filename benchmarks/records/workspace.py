@@ -51,7 +51,7 @@ class Workspace:
         return self.starts / f"{key}.pt"
 
     def start_failure(self, key: str) -> Path:
-        """Why a float start cannot be had: beside where it would be."""
+        """The file that says why a float start cannot be trained, beside the place of the start."""
         return self.starts / f"{key}.failed.json"
 
     def checkpoint(self, key: str) -> Path:
@@ -63,9 +63,9 @@ class Workspace:
         return self.records.path(spec.id) if isinstance(spec, TrialSpec) else self.start(spec.key)
 
     def done(self, spec: TrialSpec | StartSpec) -> bool:
-        """Whether there is nothing left to run: a record, or a float start or why it cannot be had.
+        """Whether nothing is left to run: there is a record, or a float start, or a note why that cannot be trained.
 
-        Raises RecordError for a damaged record. A float start is looked into where it is read, and made again there.
+        Raises RecordError for a damaged record. A float start is checked only when it is read, and made again then.
         """
         if isinstance(spec, TrialSpec):
             return self.records.get(spec.id) is not None
@@ -73,6 +73,6 @@ class Workspace:
 
     @contextmanager
     def lock(self, name: str, *, wait: bool) -> Iterator[bool]:
-        """Hold the lock `name`; yields whether it was had."""
+        """Hold the lock `name`; yields whether it was obtained."""
         with file_lock(self.out / "locks" / f"{name}.lock", wait=wait) as held:
             yield held

@@ -1,4 +1,4 @@
-"""Networks and datasets that other packages bring by entry point; free of torch. Methods: see methods/__init__.py."""
+"""Networks and datasets that other packages bring by entry point. For methods see methods/__init__.py."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ DATASETS = "mixed_precision.datasets"
 
 @cache
 def plugged(group: str) -> dict[str, EntryPoint]:
-    """What installed packages bring to a group, by name."""
+    """Entry points of installed packages in a group, by name."""
     return {point.name: point for point in entry_points(group=group)}
 
 
 def load_plugin(group: str, name: str) -> Any:
-    """What a plug-in brings. Raises SuiteError if it cannot be loaded."""
+    """The object that a plug-in's entry point names. Raises SuiteError if it cannot be loaded."""
     try:
         return load_entry(plugged(group)[name])
     except BrokenPluginError as error:

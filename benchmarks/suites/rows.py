@@ -1,4 +1,4 @@
-"""Rows of a suite: a method, its options, how often it is drawn, and settings that it has of its own."""
+"""Rows of a suite: a method, its options, how often it is drawn, and settings of its own."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from methods import load_method
 class MethodEntry(Config):
     """A method in a suite. label: the name of its row, where one method stands in several; draws: trials per cell.
 
-    settings: keys of the suite's quantizer and recipe that this row has otherwise, such as `recipe.optimizer.lr`. A
-    suite may write `grid` instead, lists of values by key, for a row of each combination.
+    settings: this row's own values of keys of the suite's quantizer and recipe, such as `recipe.optimizer.lr`. A suite
+    may write `grid` instead, lists of values by key, for one row per combination.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What a trial is: everything that its result depends on, frozen, validated and hashed. Free of torch.
+"""What a trial is: everything that its result depends on, frozen, validated and hashed.
 
 A trial's identity is the hash of its `TrialSpec`; everything in a spec changes results, nothing else does.
 """
@@ -39,7 +39,7 @@ Bits = Annotated[int, Field(ge=1, le=8)]
 
 
 def _one_of(own: Iterable[str], group: str) -> AfterValidator:
-    """Accepts the names of ours and those that plug-ins bring."""
+    """Accepts our own names and those that plug-ins bring."""
 
     def check(name: str) -> str:
         known = sorted({*own, *plugged(group)})
@@ -91,7 +91,7 @@ class ModelSpec(Config):
 
 
 class _Made(NamedTuple):
-    """A dataset that is as it is. image_size: None where images are resized."""
+    """A dataset of fixed size. image_size: None where images are resized."""
 
     classes: int
     image_size: int | None
@@ -130,13 +130,13 @@ class DataSpec(Config):
 
     @property
     def train_images(self) -> int | None:
-        """How many images there are to train on, where that is known without looking at them."""
+        """How many training images there are; None if that is unknown before they are read."""
         made = _MADE.get(self.dataset)
         return made and made.train
 
 
 class ProceduralSpec(DataSpec):
-    """Generated images. What is not given comes from the preset, which also has the seed and the difficulty."""
+    """Generated images. Keys that are not given come from the preset, which also has the seed and the difficulty."""
 
     dataset: Literal["procedural"]
     preset: str
@@ -301,8 +301,8 @@ class TrialSpec(Config):
 
     ceiling_bops: None for the float control, which has no BOPs. teacher: the float network whose soft labels take the
     place of the labels in every training loss; without one, the identity is that of a trial from before teachers.
-    kinds: a digest of the kinds and ties of the network's layers, which decide about its grids; None for networks that
-    have had the same ones ever since before this was part of a trial.
+    kinds: a digest of the kinds and ties of the network's layers, which decide its grids; None for networks whose kinds
+    and ties have not changed since before this was part of a trial.
     """
 
     protocol: int = PROTOCOL

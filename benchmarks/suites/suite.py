@@ -1,4 +1,4 @@
-"""What is compared: suites, read from YAML. Free of torch."""
+"""What is compared: suites, read from YAML."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SUITES = Path(__file__).parent
 YAML = (".yaml", ".yml")
 MOST_BOPS = 10**24
 MOST_SEEDS = 1000
-"""Ten give an interval; of a million nobody waits for the plan."""
+"""Ten give an interval; planning a million would take too long."""
 
 
 class Resources(Config):
@@ -61,9 +61,9 @@ class Resources(Config):
 
 
 class ComputeGrant(Config):
-    """epochs: recipe epochs per trial; search_share: by row or method, `default` for the rest; searches alone have one.
+    """epochs: recipe epochs per trial; search_share: by row or method, `default` for the rest; only searches have one.
 
-    protocol: `charged`, what a search spends its fine-tuning does not get; `free-search`, it gets all the same.
+    protocol: `charged`, fine-tuning gets what the search leaves; `free-search`, fine-tuning gets the whole grant.
     """
 
     epochs: float = Field(gt=0)
@@ -83,7 +83,7 @@ class ComputeGrant(Config):
         return share
 
     def share_of(self, entry: MethodEntry) -> float:
-        """Raises SuiteError where there is none for the row, for its method or by default."""
+        """The search share of a row. Raises SuiteError if there is none for the row, for its method or by default."""
         for name in (entry.row, entry.name, "default"):
             if name in self.search_share:
                 return self.search_share[name]
@@ -236,7 +236,7 @@ def ceiling_name(ceiling: Ceiling) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping: of its values the last alone would count."""
+    """Refuses a mapping with the same key twice: YAML would silently take the last value."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set[str]()
@@ -268,7 +268,7 @@ def load_suite(name: str, overrides: Mapping[str, Any] | None = None) -> Suite:
         raise SuiteError(f"{what}; a suite is a name that `list` shows, or a file that ends in .yaml") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SuiteError(f"cannot read the suite {path}: {error}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # the last of a number of thousands of digits
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
         raise SuiteError(f"cannot read the suite {path}: {explain_yaml(error)}") from None
     if not isinstance(data, dict):
         raise SuiteError(f"{path} is not a suite: expected keys such as {', '.join(list(Suite.model_fields)[:6])}")
@@ -287,7 +287,7 @@ def build(kind: type[Suite], data: Any, where: str) -> Suite:
 def select(suite: Suite, *, methods: Sequence[str], models: Sequence[str], seeds: Sequence[int]) -> Suite:
     """The suite cut down to some rows, models or seeds; empty sequences keep all.
 
-    Pairs of rows are judged as among all pairs of the whole suite: choosing rows makes no difference significant.
+    Pairs of rows are corrected for all pairs of the whole suite: choosing rows cannot make a difference significant.
     """
     rows = [entry.row for entry in suite.methods]
     for wanted in methods:

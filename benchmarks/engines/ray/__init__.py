@@ -16,12 +16,12 @@ os.environ.update(
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # forwarding.py tells them in a line
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would end as if all were well, and what is missing be run again
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # forwarding.py reports them in a line
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would end as if done, and the missing jobs be run again
         "RAY_AIR_NEW_OUTPUT": "0",
     }
 )
-# `ray start` asks for the user's token once there is one, as after any run here; who joins must say that he has it.
+# Once a user has a Ray token, as after any run here, `ray start` requires it; to join, the token mode must be on.
 if any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or (
     Path.home().joinpath(".ray", "auth_token").exists()
 ):

@@ -1,4 +1,4 @@
-"""The Ray cluster that trials run on: reached or started, what it is sent, and what a trial gets of its nodes."""
+"""The Ray cluster that trials run on: joining or starting it, what it is sent, and a trial's share of its nodes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OBJECT_STORE_BYTES = 100 * 2**20
 _CONNECT_SECONDS = 10.0
 
 STAYS_HERE = ["/runs", "/data", "/docs", "/tests", "/reports/reference", "/.git", "/.venv", "/.*_cache", "/.hypothesis"]
-"""What other nodes need not be sent to run trials: patterns as in a .gitignore, of the top folder alone."""
+"""Files that other nodes do not need to run trials: patterns as in a .gitignore, for the top folder only."""
 
 
 def connect(address: str | None, workspace: Workspace, runtime: Runtime) -> None:
@@ -56,7 +56,7 @@ def connect(address: str | None, workspace: Workspace, runtime: Runtime) -> None
 
 @contextmanager
 def _groups_of_their_own() -> Iterator[None]:
-    """Processes started inside leave this one's group: a signal to all of it is answered here, and trials need Ray."""
+    """Gives processes started inside their own groups: after a signal to this group, trials still need Ray."""
     plain = subprocess.Popen.__init__
     subprocess.Popen.__init__ = partialmethod(plain, process_group=0)  # type: ignore[assignment]
     try:

@@ -28,7 +28,7 @@ from benchmarks.suites.suite import Resources
 from benchmarks.trials.environment import require_compiler
 
 _WAITING = {"node:__internal_head__": 0.001}
-"""What a function needs that waits for its workers: a place on the head node, and no CPU of theirs."""
+"""Resources of the function that waits for its workers: a place on the head node, and none of their CPUs."""
 
 
 class RayEngine:
@@ -90,7 +90,7 @@ def _tuner(
     asked_of_each: dict[str, Any], resources: Resources, at_a_time: int, forward: Forward, notes: Path, *, alone: bool
 ) -> tune.Tuner:
     """Tune, set to run each job as it comes. alone: whether a trial is one process."""
-    # Ray Train asks for what its workers need; the function that waits for them needs next to nothing.
+    # Ray Train reserves what its workers need; the function that waits for them needs almost nothing.
     trainable = (
         tune.with_resources(JobTrainable, _needed(resources))
         if alone
@@ -109,7 +109,7 @@ def _tuner(
             storage_path=str(notes.parent),
             callbacks=[forward],
             failure_config=tune.FailureConfig(max_failures=MAX_WORKER_DEATHS if alone else 0),
-            # Jobs keep their own; to save one, a node would have to see Tune's folder.
+            # Jobs keep their own checkpoints; for Tune's, a node would have to see Tune's folder.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
         ),
@@ -117,7 +117,7 @@ def _tuner(
 
 
 def forget_dead_runs(workspace: Workspace) -> None:
-    """Remove what Tune noted of runs that were killed on this machine, and Ray Train of jobs that nobody holds."""
+    """Remove Tune's notes on runs that were killed on this machine, and Ray Train's on jobs without a lock."""
     storage = workspace.folder / "ray"
     for folder in storage.glob(f"{socket.gethostname()}-*-*"):
         pid = folder.name.split("-")[-2]

@@ -17,7 +17,7 @@ from benchmarks.stopping import StoppedError, asked
 from benchmarks.terminal import warn
 
 _NOTICE_SECONDS = 20.0
-"""What is left of a scheduler's usual 30 seconds for trials to save themselves."""
+"""How much of a scheduler's usual 30 seconds trials get to save themselves."""
 
 
 class Forward(tune.Callback):
@@ -29,11 +29,11 @@ class Forward(tune.Callback):
         self.until = math.inf
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles callbacks to restore an experiment; records do that here, and an observer holds a terminal."""
+        """Empty: Tune pickles callbacks to restore an experiment. Records do that here; a terminal has no pickle."""
         return {}
 
     def on_step_begin(self, iteration: int, trials: Sequence[Any], **info: Any) -> None:
-        """Asked to stop, wait for the trials under way to save themselves; raises StoppedError then."""
+        """After a request to stop, let running trials save themselves, then raise StoppedError."""
         if asked() and self.until == math.inf:
             self.stop.touch()
             self.stopping, self.until = [trial for trial in trials if trial.status == "RUNNING"], time.monotonic()

@@ -1,4 +1,4 @@
-"""A job of several processes, seen by Tune: a Ray Train run, whose workers are the ranks."""
+"""A job of several processes, which Tune sees as one trial: a Ray Train run, whose workers are the ranks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PARTING_SECONDS = 30.0
 
 
 def train_together(config: dict[str, Any]) -> None:
-    """A job of several processes, seen by Tune: a Ray Train run, whose workers are the ranks."""
+    """Run a job of several processes, as one trial of Tune: a Ray Train run, whose workers are the ranks."""
     job, (workspace, runtime) = Job.from_dict(config["job"]), where_and_how(config)
     with workspace.lock(job.key, wait=False) as mine:
         if not mine or workspace.done(job.spec):
@@ -63,14 +63,14 @@ def train_together(config: dict[str, Any]) -> None:
 
 
 def _lost_by(error: Exception) -> Outcome:
-    """How a job ended whose ranks failed: by wrong use if one of them says so, in its words."""
+    """The outcome of a job whose ranks failed: wrong use if one of them raised SuiteError, with its message."""
     failures = [*getattr(error, "worker_failures", {}).values()]
     misused = [failure for failure in failures if isinstance(failure, SuiteError)]
     return Outcome("lost", str(misused[0]), wrong_use=True) if misused else Outcome("lost", str(error))
 
 
 class Neighbours(TorchConfig):
-    """Ranks of one machine, who meet at a file: where torch has them meet, strangers can knock while they train."""
+    """Ranks of one machine, which meet at a file: torch's default is an open port that others could connect to."""
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -87,7 +87,7 @@ class _AtFile(Backend):
 
     def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
         try:
-            with suppress(GetTimeoutError):  # the workers are ended next, whatever they wait for
+            with suppress(GetTimeoutError):  # the workers are ended next in any case
                 ray.get(worker_group.execute_async(dist.destroy_process_group), timeout=_PARTING_SECONDS)
         finally:
             self.folder.cleanup()

@@ -35,7 +35,7 @@ class JobTrainable(tune.Trainable):
     def step(self) -> dict[str, Any]:
         until = time.monotonic() + REPORT_SECONDS
         seen: list[dict[str, Any]] = []
-        if asked():  # after the job before
+        if asked():  # since the previous job
             return {"progress": seen, "done": True}
         try:
             for event in self.events:
@@ -56,5 +56,5 @@ class JobTrainable(tune.Trainable):
 
 
 def where_and_how(config: Mapping[str, Any]) -> tuple[Workspace, Runtime]:
-    """Where a job's files are and how it runs, as the driver told."""
+    """Where a job's files are and how it runs, as the driver set it."""
     return Workspace(**config["workspace"]), Runtime(**config["runtime"])
