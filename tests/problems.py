@@ -1,4 +1,4 @@
-"""Problems of the real harness over networks of microseconds: what tests of methods are given."""
+"""Problems for tests of methods: the real harness over networks that run in microseconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What takes long to build is built once for a whole session, whichever of its processes needs it first."""
+"""Builds what takes long once per session, in whichever of its processes needs it first."""
 
 from __future__ import annotations
 

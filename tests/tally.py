@@ -1,4 +1,4 @@
-"""Multiply-accumulates from layer shapes alone, by taps on tensors: an account kept beside the account."""
+"""Multiply-accumulates from layer shapes alone, by taps on tensors: an independent count to check the account."""
 
 from __future__ import annotations
 

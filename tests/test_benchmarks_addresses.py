@@ -1,4 +1,4 @@
-"""What an address shows of itself."""
+"""Addresses: which parts are shown, and that secrets are not."""
 
 from __future__ import annotations
 

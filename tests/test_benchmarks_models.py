@@ -1,4 +1,4 @@
-"""Networks that other packages bring: what is refused at `plan`, in one line, and what is said of the others."""
+"""Networks that other packages bring: what is refused at `plan`, in one line, and which warnings the others get."""
 
 from __future__ import annotations
 

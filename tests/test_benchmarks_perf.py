@@ -1,4 +1,4 @@
-"""The scripts that measure ourselves run and mean what they say; how fast anything is, no test asks."""
+"""The performance scripts run, and their numbers mean what they say; no test asks how fast anything is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text from elsewhere: what reaches a terminal or a spreadsheet, and what a traceback keeps of a machine."""
+"""Text from others: what reaches a terminal or a spreadsheet, and what a traceback says about a machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exam itself: what it must catch. Each method here has one fault planted, and is caught by a question."""
+"""The command `check`: each method here has one planted fault, which a question of test_every_method.py must catch."""
 
 from __future__ import annotations
 

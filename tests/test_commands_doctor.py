@@ -1,4 +1,4 @@
-"""`doctor`: what would stop a suite is said beforehand, with what to do about it."""
+"""`doctor`: it reports beforehand what would stop a suite, and what to do about it."""
 
 from __future__ import annotations
 

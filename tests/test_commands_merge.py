@@ -1,4 +1,4 @@
-"""Joining records of several people: what is added, what is refused, and that hostile archives stay text."""
+"""Joining records of several people: what is added, what is refused, and that hostile archives do no harm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image files to pixels: which kinds are tried, what becomes of their modes, and damage of any kind, named."""
+"""Image files to pixels: which kinds are tried, how their modes are converted, and errors for damage of any kind."""
 
 from __future__ import annotations
 

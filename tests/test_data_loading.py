@@ -1,4 +1,4 @@
-"""Loaders: processes that fetch images ahead change nothing but the time it takes, and their deaths have a name."""
+"""Loaders: processes that fetch images ahead change nothing but the time it takes, and their deaths clear errors."""
 
 from __future__ import annotations
 

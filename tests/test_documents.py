@@ -1,4 +1,4 @@
-"""Documents: lines that can be read, links that lead somewhere, and a map of the project that is the project's."""
+"""Documents: short lines, working links, and a map that agrees with the project's folders."""
 
 from __future__ import annotations
 

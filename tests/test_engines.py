@@ -1,4 +1,4 @@
-"""What engines refuse, fit and send, and what a run believes of their word; runs are in other files."""
+"""Engines: what they refuse, how trials fit nodes, what is sent, and when their reports are trusted; no whole runs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The exam that every method sits; nothing here knows how a method works.
+"""The tests that every method must pass; nothing here knows how a method works.
 
-All registered methods sit it, or those that `--method` names, a plug-in's among them: `python runner.py check METHOD`.
+They run on all registered methods, or on those that `--method` names, plug-ins too: `python runner.py check METHOD`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scores over all networks and ceilings, pairs of rows, agreement of policies: what counts and what blocks."""
+"""Scores over all networks and ceilings, pairs of rows, agreement of policies: what counts, and what forms a block."""
 
 from __future__ import annotations
 

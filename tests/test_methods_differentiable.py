@@ -1,4 +1,4 @@
-"""Differentiable search: who learns from what."""
+"""Differentiable search: which parameters learn from which images and losses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is refused before anything runs, by the layer's name; and what works although it looks unusual."""
+"""Networks that are refused before anything runs, by the layer's name, and unusual ones that work."""
 
 from __future__ import annotations
 

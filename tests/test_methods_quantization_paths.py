@@ -1,4 +1,4 @@
-"""Kernels against plain PyTorch: the same codes to the bit, the same gradients to rounding, and who may use them."""
+"""Kernels against plain PyTorch: the same codes to the bit, the same gradients to rounding, and what they accept."""
 
 from __future__ import annotations
 

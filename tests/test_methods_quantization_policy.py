@@ -1,4 +1,4 @@
-"""Policies: what they hold, how they travel as JSON, and what is refused with which words."""
+"""Policies: what they hold, how they are written as JSON, and what is refused with which message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranges: what an operation is said to put out holds what it does put out, in training and in evaluation."""
+"""Ranges: an operation's output lies in the range that is predicted for it, in training and in evaluation."""
 
 from __future__ import annotations
 

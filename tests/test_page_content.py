@@ -1,4 +1,4 @@
-"""The report, told once: whatever is in its content stands on the page and in the Markdown file."""
+"""The report's content: all of it is both on the page and in the Markdown file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: headless Chromium loads it from disk, and what it does to itself is read back."""
+"""The page in a real browser: headless Chromium loads it from disk, and what its scripts change is read back."""
 
 from __future__ import annotations
 

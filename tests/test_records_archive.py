@@ -1,4 +1,4 @@
-"""Archives of records: the same as their folder, made alike every time, and refused where they are anything else."""
+"""Archives of records: equal to their folder, the same bytes every time, and refused if they hold anything else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records: whole or absent, and never mistaken for what they are not."""
+"""Records: whole or absent; damaged and altered ones are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A record's schema: what ours write and what is shipped fits, and what would break a report later does not."""
+"""A record's schema: records that we write or ship fit it, and what would break a report later does not."""
 
 from __future__ import annotations
 

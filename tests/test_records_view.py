@@ -1,4 +1,4 @@
-"""Where MLflow's view of a suite is said to be."""
+"""What users are told about where MLflow's view of a suite is."""
 
 from __future__ import annotations
 

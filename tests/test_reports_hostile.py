@@ -1,4 +1,4 @@
-"""Records from a stranger: hostile strings in every text of a record, and a look at everything that is written."""
+"""Records from a stranger: hostile strings in every text of a record, and a check of everything that is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers in a sentence: who is ahead of whom, and nothing where the numbers do not carry it."""
+"""Answers in a sentence: who is ahead of whom, and no claim that the numbers do not support."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages of results: what is committed is what the records give, our own words stay, and what is wrong is said."""
+"""Pages of results: committed pages are what the records give, hand-written text stays, and faults are named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records beside the rows of a suite, whatever versions they carry."""
+"""Records matched to the rows of a suite, whatever versions they carry."""
 
 from __future__ import annotations
 

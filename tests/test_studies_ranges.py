@@ -1,4 +1,4 @@
-"""Tables and figure of activation ranges: which trials stand in which cell, what is paired, and failures in sight."""
+"""Tables and figure of activation ranges: which trials stand in which cell, what is paired, and shown failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Float starts: one that is damaged is made again, and one that cannot be had costs its own trials and no others."""
+"""Float starts: one that is damaged is made again, and one that cannot be trained fails only its own trials."""
 
 from __future__ import annotations
 

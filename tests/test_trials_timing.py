@@ -1,4 +1,4 @@
-"""What a plan will take: the arithmetic, on a clock of ours, and the command."""
+"""How long a plan will take: the arithmetic, with a fake clock, and the command."""
 
 import itertools
 from dataclasses import replace
