@@ -186,7 +186,7 @@ def _check_ceiling(name: str, budget: int, model: str, ledger: Ledger, suite: Su
             f"(w{space.weights[0]}a{space.activations[0]}: {cheapest:,} BOPs); raise the ceiling or add lower widths"
         )
     if not any(load_method(entry.name).chooses for entry in suite.methods):
-        return []  # nobody picks among the policies that are left
+        return []  # no method here picks among the policies that are left
     if budget >= dearest:
         return [f"{model}: the ceiling {name} ({budget:,} BOPs) binds nothing: the dearest policy costs {dearest:,}"]
     from methods.allocation import count_feasible  # imports numpy, which --help does without

@@ -279,7 +279,7 @@ def _quantizers(suite: Suite) -> Iterator[Finding]:
 
     device = _device(suite)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of what is said here
+        warnings.simplefilter("ignore", UserWarning)  # about what is reported here
         path = path_on(device)
     slow = path == "plain" and device == "cpu"
     advice = ": twice the time of kernels; reinstall numba by `make install`" if slow else ""

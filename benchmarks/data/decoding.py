@@ -78,7 +78,7 @@ def decode(content: bytes, *, smallest: bool = False) -> Image.Image:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, which nobody reads here
+            warnings.simplefilter("ignore")  # about odd metadata, which is not read here
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content), formats=FORMATS) as file:
                 if smallest:
@@ -108,7 +108,7 @@ def _quiet() -> Iterator[None]:
     """Inside, libtiff's C code prints nothing about damaged files to the terminal."""
     try:
         terminal = os.dup(2)
-    except OSError:  # there is none
+    except OSError:  # stderr is closed
         yield
         return
     silence = os.open(os.devnull, os.O_WRONLY)

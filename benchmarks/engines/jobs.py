@@ -23,7 +23,7 @@ class Job:
 
     @property
     def with_starts(self) -> list[Job]:
-        """The float starts that a trial makes where they are missing, then itself; of a start itself alone."""
+        """The float starts that a trial needs, then the trial itself; for a float start, only itself."""
         starts = self.spec.starts if isinstance(self.spec, TrialSpec) else ()
         return [*(Job(f"start-{start.key}", self.label, start) for start in starts), self]
 

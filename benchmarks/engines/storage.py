@@ -104,7 +104,7 @@ class Storage:
             self._send(here.read_bytes(), self._there(here, workspace))
 
     def forget(self, trial_ids: Iterable[str], workspace: Workspace) -> None:
-        """Move records aside, so that nobody fetches them. Raises StorageError."""
+        """Move records aside, so that no machine fetches them. Raises StorageError."""
         for trial_id in trial_ids:
             there = self._there(workspace.records.path(trial_id), workspace)
             if self._run("exists", there):

@@ -173,7 +173,7 @@ def _unpacked(file: BinaryIO) -> _Bytes:
 
 
 class _Stream:
-    """The stream that tarfile reads from; between two files it gives no more bytes than the file and a header take."""
+    """The stream that tarfile reads from. Raises ArchiveError if the headers between two files are too large."""
 
     def __init__(self, file: _Bytes, path: Path) -> None:
         self._file, self._path, self._ended = file, path, False

@@ -102,7 +102,7 @@ def float_start(
         with alone:
             if not ranks.decided(_is_kept(spec, workspace)):  # by another trial
                 yield from _made(spec, workspace, runtime, data, ranks)
-            ranks.decided(True)  # nobody goes on before it is written
+            ranks.decided(True)  # all ranks wait until it is written
         start = _kept(spec, workspace)
     if start is None:
         raise CheckpointError(f"{workspace.start(spec.key)} was there and is gone; run the same command again")

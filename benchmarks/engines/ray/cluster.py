@@ -79,7 +79,7 @@ def _knock(address: str) -> None:
 
 
 def fitted(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> Resources:
-    """What a process of a trial gets here: no GPU where there is none, and no more CPUs than a node for it has.
+    """A trial's resources per process: no GPU if the nodes have none, and no more CPUs than a fitting node has.
 
     Raises EngineError where no node has the GPUs.
     """
