@@ -283,6 +283,27 @@ def test_a_header_lost_in_the_middle_is_no_end(tmp_path):
         list(members(path))
 
 
+def zip_whose_name_is_no_text(path):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("\u00fc/x.json", "{}")
+    path.write_bytes(path.read_bytes().replace("\u00fc".encode(), b"\xfc\xfc"))
+
+
+def tar_whose_header_has_no_number(path):
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("a/x.json")
+        info.pax_headers = {"GNU.sparse.map": "0,one"}
+        tar.addfile(info)
+
+
+@pytest.mark.parametrize("damaged", [zip_whose_name_is_no_text, tar_whose_header_has_no_number])
+def test_what_tarfile_and_zipfile_do_not_take_for_damage_is_damage(damaged, tmp_path):
+    path = tmp_path / "them"
+    damaged(path)
+    with pytest.raises(RecordError, match=r"them: a damaged archive \(.*\); fetch it again"):
+        list(members(path))
+
+
 def test_archives_packed_in_pieces_are_read_whole(tmp_path):
     text = packed(tmp_path / "x.tar", {"a/x.json": b"{}" * 10**5}).read_bytes()
     path = tmp_path / "x.tar.xz"

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.planning import plan
 from benchmarks.records.archive import open_records
-from benchmarks.records.record import SCHEMA, Record, RecordError, Records, read_record
+from benchmarks.records.record import SCHEMA, Record, RecordError, Records, parse_record, read_record
 from benchmarks.suites.suite import load_suite
 from reports.verification.reference import REFERENCE
 from tests.fabricated import make_record
@@ -140,6 +140,35 @@ def test_what_is_no_json_object_is_refused(text, tmp_path):
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(RecordError, match=r"r\.json"):
         read_record(tmp_path / "r.json")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32-be", "utf-8-sig"])
+def test_other_encodings_than_utf_8_are_refused(encoding, record):
+    """Whole numbers without end and halves of surrogate pairs are looked for in UTF-8."""
+    with pytest.raises(RecordError, match=r"r\.json: truncated or not JSON"):
+        parse_record(record.to_json().encode(encoding), "r.json")
+
+
+def test_a_record_of_another_specification_than_its_id_says_is_refused(record, tmp_path):
+    other = replace(record, spec={**record.spec, "seed": record.spec["seed"] + 1})
+    with pytest.raises(RecordError, match="id: it is not that of the record's specification"):
+        Records(tmp_path).put(other)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["schema", "status", "name"])
+def test_a_message_repeats_little_of_a_damaged_record(place, record):
+    long = "x" * 100_000
+    if place == "schema":
+        text = json.dumps({"schema": long}).encode()
+    elif place == "status":
+        text = replace(record, result={**record.result, "status": long}).to_json().encode()
+    else:
+        layers = {**record.result["policy"]["layers"], long: [4, 4]}
+        text = replace(record, result={**record.result, "policy": {"layers": layers}}).to_json().encode()
+    with pytest.raises(RecordError) as caught:
+        parse_record(text, "r.json")
+    assert len(str(caught.value)) < 600
 
 
 def test_a_record_under_another_name_is_refused(record, tmp_path):

@@ -12,7 +12,6 @@ import lzma
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -73,13 +72,16 @@ def _said(path: Path) -> Iterator[None]:
     """Turns every error in reading an archive into an ArchiveError of one line that names it."""
     try:
         yield
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:
-        raise ArchiveError(f"{path}: a damaged archive ({error}); fetch it again") from None
+    except ArchiveError:
+        raise
     except RuntimeError as error:  # zipfile raises it for passwords and for unknown compression
         raise ArchiveError(f"{path}: {error}; make the archive without a password, as tar.gz or plain zip") from None
     except OSError as error:  # bz2 raises it, without a number, for damage
         what = error.strerror or f"a damaged archive ({error}); fetch it again"
         raise ArchiveError(f"{path}: {what}") from None
+    except Exception as error:  # noqa: BLE001 (tarfile and zipfile let through what int, decode and struct raise)
+        what = str(error) or type(error).__name__
+        raise ArchiveError(f"{path}: a damaged archive ({what}); fetch it again") from None
 
 
 def is_archive(path: Path) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, Protocol
 
 from benchmarks.files import read_regular, write_text_atomic
 from benchmarks.records.schema import Status, problem
-from benchmarks.suites.spec import TrialSpec, canonical_json, full_digest
+from benchmarks.suites.spec import TrialSpec, canonical_json, digest, full_digest
 
 SCHEMA = 2
 READABLE = (1, SCHEMA)
@@ -27,6 +27,9 @@ DISPUTED = "disputed"
 
 LARGEST_RECORD = 8 * 2**20
 """Bytes; the largest records of today's suites have 100 kB."""
+
+_QUOTED = 300
+"""Characters of a damaged record that a message repeats at most."""
 
 _HUGE = re.compile(rb"[\[:,\s]-?[0-9]{40}")
 """The beginning of a whole number of 40 digits or more: larger than any count, and a much longer one fits no float."""
@@ -90,12 +93,12 @@ def parse_record(text: bytes, path: str) -> Record:
     if len(text) > LARGEST_RECORD:
         raise RecordError(f"{path}: it has more than {LARGEST_RECORD:,} bytes; {advice}")
     try:
-        data = json.loads(text, parse_constant=_no_number)
+        data = json.loads(text.decode(), parse_constant=_no_number)  # as text, for what is looked for below is in UTF-8
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{path}: truncated or not JSON ({error}); {advice}") from error
     if not isinstance(data, dict) or data.get("schema") not in READABLE or isinstance(data["schema"], bool):
         found = data.get("schema") if isinstance(data, dict) else None
-        raise RecordError(f"{path}: record of schema {found!r}, this version reads {READABLE[-1]}; {advice}")
+        raise RecordError(f"{path}: record of schema {_short(repr(found))}, this version reads {SCHEMA}; {advice}")
     try:
         record = Record(data["id"], data["spec"], data["result"], data["observed"], data["schema"])
         if not all(isinstance(part, dict) for part in (record.spec, record.result, record.observed)):
@@ -105,12 +108,18 @@ def parse_record(text: bytes, path: str) -> Record:
         canonical_json(record.observed)
         wrong = "a number of forty digits or more" if _has_huge(text) else problem(_plain(data, text))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise RecordError(f"{path}: not a whole record ({error!r}); {advice}") from error
+        raise RecordError(f"{path}: not a whole record ({_short(repr(error))}); {advice}") from error
     if not intact:
         raise RecordError(f"{path}: altered after it was written (its checksum does not match); {advice}")
+    wrong = wrong or (None if record.id == digest(record.spec) else "id: it is not that of the record's specification")
     if wrong:
-        raise RecordError(f"{path}: not a sound record ({wrong}); {advice}")
+        raise RecordError(f"{path}: not a sound record ({_short(wrong)}); {advice}")
     return record
+
+
+def _short(text: str) -> str:
+    """What is quoted of a record in a message: a damaged one may hold a megabyte where a word belongs."""
+    return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}..."
 
 
 def _plain(data: dict[str, Any], text: bytes) -> dict[str, Any]:

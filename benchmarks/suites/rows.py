@@ -11,6 +11,8 @@ from benchmarks.messages import SuiteError, explain
 from benchmarks.suites.spec import Config, QuantizerSpec, Recipe
 from methods import load_method
 
+MOST_DRAWS = 1000
+
 
 class MethodEntry(Config):
     """A method in a suite. label: the name of its row, where one method stands in several; draws: trials per cell.
@@ -21,7 +23,7 @@ class MethodEntry(Config):
 
     name: str
     label: str = ""
-    draws: int = Field(1, ge=1)
+    draws: int = Field(1, ge=1, le=MOST_DRAWS)
     options: dict[str, Any] = Field(default_factory=dict)
     settings: dict[str, Any] = Field(default_factory=dict)
 

@@ -34,6 +34,7 @@ YAML = (".yaml", ".yml")
 MOST_BOPS = 10**24
 MOST_SEEDS = 1000
 """Ten give an interval; planning a million would take too long."""
+MOST_TRIALS = 100_000
 
 
 class Resources(Config):
@@ -165,6 +166,9 @@ class Suite(Config):
         ):
             if len(set(values)) != len(values):
                 raise ValueError(f"{what} must differ, got {values}")
+        trials = len(self.models) * len(self.ceilings) * len(self.seeds) * sum(entry.draws for entry in self.methods)
+        if trials > MOST_TRIALS:
+            raise ValueError(f"{trials:,} trials, of networks, ceilings, seeds and draws; at most {MOST_TRIALS:,}")
         rows = [entry.row for entry in self.methods if load_method(entry.name).quantizes] if self.pairs else []
         for name in (name for pair in self.pairs for name in pair):
             if name not in rows:
