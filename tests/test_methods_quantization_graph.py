@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -80,6 +81,20 @@ def test_a_weight_that_something_else_owns_as_well_is_refused() -> None:
     assert refusal(net).startswith("head and embedding share one weight")
 
 
+@pytest.mark.parametrize("share", [lambda weight: weight.data, lambda weight: weight.detach().t()])
+def test_two_parameters_of_one_memory_are_one_weight(share: Callable[[nn.Parameter], Tensor]) -> None:
+    net = Net()
+    net.other = nn.Linear(3, 3)
+    net.other.weight = nn.Parameter(share(net.head.weight))
+    assert refusal(net).startswith("head and other share one weight")
+
+
+def test_the_network_itself_may_own_a_layer_s_weight_as_well() -> None:
+    net = Net()
+    net.prototypes = net.head.weight
+    assert refusal(net).startswith("the network itself and head share one weight")
+
+
 @pytest.mark.parametrize(
     "parametrize",
     [
@@ -95,6 +110,12 @@ def test_a_computed_weight_is_refused(parametrize: Callable[[nn.Module], nn.Modu
     net = Net()
     parametrize(net.get_submodule(name))
     assert refusal(net).startswith(f"layer {name} computes its weight from others")
+
+
+def test_a_computed_bias_is_refused() -> None:
+    net = Net()
+    nn.utils.parametrize.register_parametrization(net.head, "bias", nn.Tanh())
+    assert refusal(net).startswith("layer head computes its bias from others")
 
 
 def test_a_watched_layer_is_refused() -> None:
@@ -139,6 +160,17 @@ def test_a_branch_on_data_is_refused_with_its_place(forward: Forward) -> None:
 )
 def test_an_output_that_is_no_tensor_is_refused(forward: Forward, what: str) -> None:
     assert refusal(Net(forward)).startswith(f"it puts out a {what}; logits")
+
+
+class Logits(NamedTuple):
+    main: object
+    auxiliary: object
+
+
+@pytest.mark.filterwarnings("ignore:operation 'Logits' is unknown here")
+def test_an_output_with_names_is_refused() -> None:
+    net = Net(lambda net, x: Logits(as_usual(net, x), None))
+    assert refusal(net).startswith("it puts out Logits; logits")
 
 
 def test_a_layer_of_one_mode_alone_is_refused() -> None:
@@ -238,6 +270,24 @@ OUTSIDE: dict[str, tuple[Callable[[], nn.Module], Forward, str, int]] = {
         36 * 64,
     ),
     "subclass": (lambda: Standardised(4, 4, 1), lambda net, x: net.extra(x), "conv2d of extra", 576),
+    "in place": (
+        nn.Identity,
+        lambda net, x: images(tokens(x).clone().baddbmm_(tokens(x), net.inner.weight.flatten(1)[None])),
+        "baddbmm_",
+        576,
+    ),
+    "distances": (
+        nn.Identity,
+        lambda net, x: images(torch.cdist(tokens(x), net.inner.weight[..., 0, 0])),
+        "cdist",
+        576,
+    ),
+    "time first": (
+        nn.Identity,
+        lambda net, x: images(torch.conv_tbc(tokens(x), net.inner.weight[None, ..., 0, 0], net.inner.bias)),
+        "conv_tbc",
+        576,
+    ),
 }
 
 
@@ -313,6 +363,26 @@ def test_layers_may_be_called_by_keyword() -> None:
     found = [finish(net).train()(randn((4, *SHAPE), 1)) for net in (by_place, by_keyword)]
     assert torch.equal(*found)
     assert {type(layer) for layer in quant_layers(by_keyword).values()} == {QuantConv2d, QuantLinear}
+
+
+@pytest.mark.parametrize("kind", [nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid])
+def test_activations_may_be_called_by_keyword(kind: type[nn.Module]) -> None:
+    by_place = Net(lambda net, x: net.head(net.inner(net.act(net.stem(x))).mean((2, 3))))
+    by_keyword = Net(lambda net, x: net.head(net.inner(net.act(input=net.stem(x))).mean((2, 3))))
+    by_keyword.load_state_dict(by_place.state_dict())
+    for net in (by_place, by_keyword):
+        net.act = kind(inplace=True)
+        replace_activations(net)
+    assert ledger_of(by_keyword, SHAPE) == ledger_of(by_place, SHAPE)
+    found = [finish(net).train()(randn((4, *SHAPE), 1)) for net in (by_place, by_keyword)]
+    assert torch.equal(*found)
+
+
+@pytest.mark.filterwarnings("ignore:.* is unknown here", "ignore:.* of either sign")
+def test_a_buffer_may_take_its_shape_from_the_images() -> None:
+    net = Net(lambda net, x: as_usual(net, x + net.position.expand(x.shape[0], -1, x.size(2), x.size(3))))
+    net.register_buffer("position", torch.ones(1, 4, 1, 1))
+    assert ledger_of(net, SHAPE) == ledger_of(Net(), SHAPE)
 
 
 def test_arguments_with_defaults_stand_at_them() -> None:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from methods.quantization.convert import ledger_of, replace_activations
 from methods.quantization.graph import walks_of
-from methods.quantization.ranges import ANY, Range
+from methods.quantization.ranges import ANY, VIEWS, Range
 from tests.strategies import randn, seeds
 
 Step = Callable[[Tensor, float], Tensor]
@@ -91,6 +92,19 @@ STEPS: dict[str, Step] = {
     "dropout2d": lambda x, _c: F.dropout2d(x, p=0.25, training=True),
     "alpha_dropout": lambda x, _c: F.alpha_dropout(x, 0.5, training=True),
     "sin": lambda x, _c: torch.sin(x),
+    "largest by name": lambda x, _c: x.max(1, keepdim=True).values + 0 * x,
+    "sorted by name": lambda x, _c: x.sort(1, descending=True).values,
+    "places": lambda x, _c: x - torch.topk(x, 4, 1).indices,
+    "places by number": lambda x, _c: -torch.sort(x, 1)[1] + 0 * x,
+    "middle": lambda x, c: x.median(1, keepdim=True).values + c + 0 * x,
+    "avg_pool of another divisor": lambda x, c: F.avg_pool2d(x, 3, 1, 1, divisor_override=int(c) or 2),
+    "softplus": lambda x, c: F.softplus(x, beta=c or 1.0),
+    "numpy": lambda x, c: np.float32(c) * x + np.int64(-1),
+    "neg through ravel": lambda x, _c: _through(x, torch.ravel),
+    "neg through diagonals": lambda x, _c: _through(x, lambda y: y.diagonal(0, 2, 3)),
+    "neg through +x": lambda x, _c: _through(x, lambda y: +y),
+    "neg through an unknown operation": lambda x, _c: _through(x, lambda y: torch.einsum("abcd->dabc", y)),
+    "relu behind which its input changes": lambda x, c: _late(x, c),
 }
 
 
@@ -121,6 +135,19 @@ def _through_a_view(x: Tensor) -> Tensor:
     x = x.clone()
     x.flatten(1).neg_()
     return x
+
+
+def _through(x: Tensor, view: Callable[[Tensor], Tensor]) -> Tensor:
+    x = x.clone()
+    view(x).neg_()
+    return x
+
+
+def _late(x: Tensor, c: float) -> Tensor:
+    x = x + c
+    out = torch.abs(x)
+    torch.einsum("abcd->abdc", x).neg_()
+    return out + x * 0
 
 
 @dataclass(frozen=True)
@@ -225,6 +252,9 @@ class _Step(nn.Module):
         ("relu6", lambda x, _: F.dropout(1 + x, 0.5), Range(0, 14)),
         ("relu6", lambda x, _: F.dropout2d(x, 1.0), Range(0, 6)),
         ("hardsigmoid", lambda x, _: 1 - x, Range(0, 1)),
+        ("relu6", lambda x, _: x.amax(1) + x.min(1).values, Range(0, 12)),
+        ("relu", lambda x, _: F.avg_pool2d(x, 2, divisor_override=3), Range(0, math.inf)),
+        ("linear", lambda x, _: F.softplus(x, 2.0), Range(0, math.inf)),
         ("linear", lambda x, _: x**2, Range(0, math.inf)),
         ("linear", lambda x, _: x.clamp(0, 1), Range(0, 1)),
         ("linear", lambda x, _: F.hardswish(x.clamp(min=-1.0)), Range(-1 / 3, math.inf)),
@@ -301,13 +331,29 @@ class Renamed(nn.ReLU):
     """Inherits its forward."""
 
 
+class Deeper(nn.ReLU6):
+    """Inherits its forward, which reads the ends from here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.min_val = -2.0
+
+
+def altered() -> nn.Module:
+    activation = nn.ReLU6(inplace=True)
+    activation.min_val, activation.max_val = -1.0, 7.0
+    return activation
+
+
 class Watched(nn.ReLU):
     def __init__(self) -> None:
         super().__init__()
         self.register_forward_hook(lambda _m, _i, out: -out)
 
 
-@pytest.mark.parametrize("activation", [Lowered, Mirrored, Doubled, Watched, lambda: Rectified(4), Renamed])
+@pytest.mark.parametrize(
+    "activation", [Lowered, Mirrored, Doubled, Watched, lambda: Rectified(4), Renamed, Deeper, altered]
+)
 @pytest.mark.filterwarnings("ignore:layer .* is unknown here")
 def test_a_subclass_keeps_its_own_forward_and_its_range_holds(activation: Callable[[], nn.Module]) -> None:
     model = Chain(Plan("linear", ()))
@@ -320,6 +366,37 @@ def test_a_subclass_keeps_its_own_forward_and_its_range_holds(activation: Callab
     found = observed(model, images)
     assert found.low >= {"unsigned": 0.0, "shifted": -0.375, "signed": -math.inf}[kind]
     assert kind == ("unsigned" if isinstance(model.start, Renamed) else "signed")
+
+
+@pytest.mark.filterwarnings("ignore:layer .* is unknown here")
+@pytest.mark.parametrize("between", [nn.Softplus(beta=-3.0), nn.AvgPool2d(3, 1, 1, divisor_override=-1)])
+def test_settings_of_modules_that_turn_signs_count(between: nn.Module) -> None:
+    model = Chain(Plan("relu", ()))
+    model.start = nn.Sequential(nn.ReLU(), between)
+    assert observed(model, randn((8, 4, 6, 6), 0)).high <= 0.0
+    assert ledger_of(model, (4, 6, 6))[1].kind == "signed"
+
+
+# Not for dense tensors of real numbers, or no methods that a network would call.
+_OTHER_VIEWS = {
+    *("ccol_indices", "col_indices", "crow_indices", "row_indices", "indices", "values", "coalesce", "slice_inverse"),
+    *("imag", "view_as_complex", "view_as_real", "mH", "mT"),  # the last two are attributes
+}
+
+
+def test_all_that_torch_says_to_put_out_its_input_s_memory_is_known_as_a_view() -> None:
+    names = {full.removeprefix("aten::").split(".")[0] for full in torch._C._dispatch_get_all_op_names()}
+    views = set()
+    for name in names:
+        if name.startswith("_") or not (hasattr(Tensor, name) or hasattr(torch, name)):
+            continue
+        packet = getattr(torch.ops.aten, name, None)
+        schemas = [getattr(packet, overload)._schema for overload in packet.overloads()] if packet else []
+        infos = [returned.alias_info for schema in schemas for returned in schema.returns]
+        if any(info is not None and not info.is_write for info in infos):
+            views.add(name)
+    assert len(views) > 40
+    assert views - VIEWS == _OTHER_VIEWS
 
 
 def test_a_subclass_that_inherits_its_forward_is_what_it_derives_from() -> None:

@@ -113,7 +113,8 @@ class Activation(nn.Module):
     readers: tuple[Any, ...] = ()
     owed: ActivationName = "none"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # named as torch names it, for those who call it by keyword
+        x = input
         postponed = self.readers and all(reader.active for reader in self.readers) and kernels_for(x) is not None
         self.owed = self.name if postponed else "none"
         return x if postponed else activate(x, self.name)
@@ -136,5 +137,5 @@ class HardSwish(Activation):
 class HardSigmoid(nn.Module):
     """relu6(x + 3) / 6; unlike torch's own it has a second derivative, which Hessian traces need."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu6(x + 3.0) / 6.0
+    def forward(self, input: Tensor) -> Tensor:
+        return F.relu6(input + 3.0) / 6.0

@@ -15,6 +15,7 @@ from methods.quantization.activations import Activation, HardSigmoid, HardSwish,
 from methods.quantization.cost import PINNED_BITS, Layer, Ledger
 from methods.quantization.fake_quant import GradientScale
 from methods.quantization.graph import (
+    LOGITS_ALONE,
     NetworkError,
     Walk,
     one_line,
@@ -78,12 +79,12 @@ class QuantizerOptions:
 def replace_activations(model: nn.Module) -> nn.Module:
     """Swap activations for our twice differentiable ones, and make no module work in place.
 
-    Only exact types without hooks are swapped: a subclass may compute something else.
+    Only exact types are swapped, without hooks and unchanged: a subclass may compute something else.
     """
     replaced: dict[nn.Module | None, nn.Module] = {}
     for module in list(model.modules()):
         for name, child in list(module._modules.items()):  # one module may stand under several names
-            ours = None if child is None or _is_watched(child) else _ACTIVATIONS.get(type(child))
+            ours = None if child is None or _is_changed(child) else _ACTIVATIONS.get(type(child))
             if ours is not None:
                 setattr(module, name, replaced.setdefault(child, ours()))
             elif getattr(child, "inplace", False) is True:
@@ -91,8 +92,10 @@ def replace_activations(model: nn.Module) -> nn.Module:
     return model
 
 
-def _is_watched(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+def _is_changed(module: nn.Module) -> bool:
+    """Whether it may compute something else than its type says; a ReLU6 has its ends as attributes."""
+    watched = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return bool(watched) or (isinstance(module, nn.ReLU6) and (module.min_val, module.max_val) != (0.0, 6.0))
 
 
 @torch.no_grad()
@@ -111,12 +114,15 @@ def _macs(
         with training_flags_kept(model):
             parameter = next(model.parameters())
             image = torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype)
-            others = float_work(model.eval(), names, lambda: model(image))
+            put_out: list[Any] = []
+            others = float_work(model.eval(), names, lambda: put_out.append(model(image)))
     except Exception as error:  # whatever a network's own code raises
         raise NetworkError(f"it does not run on an image of shape {image_shape}: {one_line(error)}") from error
     finally:
         for handle in handles:
             handle.remove()
+    if not isinstance(put_out[0], Tensor):
+        raise NetworkError(f"it puts out {type(put_out[0]).__name__}; {LOGITS_ALONE}")
     if often := next((name for name, calls in counts.items() if len(calls) != 1), None):
         raise NetworkError(f"layer {often} ran {len(counts[often])} times in one forward; it must run once")
     return {name: macs for name, (macs,) in counts.items()}, others

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -29,6 +30,8 @@ from methods.quantization.ranges import (
     of_operation,
     operation,
 )
+
+LOGITS_ALONE = "logits of shape (n, classes), and nothing else, are expected"
 
 
 class NetworkError(ValueError):
@@ -56,6 +59,8 @@ def _inherits(module: nn.Module, kind: type[nn.Module], name: str) -> bool:
 class _InPlaceProxy(fx.Proxy):
     """Records `x += y` and `x[i] = y` as in-place: unlike x + y, they change what other operations read from x."""
 
+    __array_ufunc__ = None  # NumPy's numbers leave `number * proxy` to the proxy
+
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
@@ -78,6 +83,9 @@ class _Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _InPlaceProxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        return super().create_arg(a.item() if isinstance(a, np.generic) else a)
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         if isinstance(module, (Activation, HardSigmoid, QuantConv2d, QuantLinear, _BatchNorm)):
@@ -122,6 +130,8 @@ class Walk:
     changes: list[tuple[int, fx.Node]] = field(default_factory=list)
     memory: dict[fx.Node, fx.Node] = field(default_factory=dict)
     """For each node, the first node that shares its memory."""
+    perhaps: dict[fx.Node, set[fx.Node]] = field(default_factory=dict)
+    """For what an unknown operation puts out, the nodes whose memory it may share."""
 
     def __post_init__(self) -> None:
         for place, node in enumerate(self.nodes):
@@ -153,6 +163,7 @@ class Walk:
             found = of_operation(call) if module is None else of_module(module, call)
         except UnknownError:
             self._warn_of_unknown(node, module)
+            self.perhaps[node] = self._memories(node)
             return ANY
         if module is None and found.low == ANY.low:
             self._warn_of_tensors(node)
@@ -195,15 +206,21 @@ class Walk:
                 f"{name} changes the images in place, and a batch is used more than once; work on a copy of them"
             )
         self.changes.append((place, target))
+        reached = {root, *self.perhaps.get(root, ())}
         for other, found in list(self.ranges.items()):
-            if self.memory[other] is root and other is not node:
+            if self.memory[other] in reached and other is not node:
                 self.ranges[other] = found.hull(self.ranges[node])
+
+    def _memories(self, node: fx.Node) -> set[fx.Node]:
+        """All that `node` reads, and that this may be a view of."""
+        roots = {self.memory[source] for source in node.all_input_nodes}
+        return roots.union(*(self.perhaps.get(root, ()) for root in roots))
 
     def overwritten_after(self, node: fx.Node) -> bool:
         """Whether something that `node` reads is changed in place once it has run."""
-        read = {self.memory[source] for source in node.all_input_nodes}
-        place = self.nodes.index(node)
-        return any(later > place and self.memory[target] in read for later, target in self.changes)
+        read, place = self._memories(node), self.nodes.index(node)
+        changed = {self.memory[target] for later, target in self.changes if later > place}
+        return not read.isdisjoint(changed.union(*(self.perhaps.get(root, ()) for root in changed)))
 
 
 def warn_of_unknown(walks: tuple[Walk, Walk]) -> None:
@@ -236,7 +253,20 @@ def training_flags_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _trace(model: nn.Module) -> list[fx.Node]:
-    tracer = _Tracer()
+    """The nodes of its graph. Buffers stand in it as they are, or else as tensors whose values are not known."""
+    try:
+        return _traced(model, _Tracer())
+    except NetworkError:
+        tracer = _Tracer()
+        tracer.proxy_buffer_attributes = True  # as `buffer.expand(len(x), -1)` needs it
+        try:
+            return _traced(model, tracer)
+        except NetworkError:
+            pass
+        raise
+
+
+def _traced(model: nn.Module, tracer: _Tracer) -> list[fx.Node]:
     parameters = list(inspect.signature(model.forward).parameters.values())[1:]
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
     before = set(vars(model))
@@ -255,7 +285,7 @@ def _trace(model: nn.Module) -> list[fx.Node]:
     (output,) = [node for node in graph.nodes if node.op == "output"]
     if not isinstance(output.args[0], fx.Node):
         what = type(output.args[0]).__name__.removeprefix("immutable_")
-        raise NetworkError(f"it puts out a {what}; logits of shape (n, classes), and nothing else, are expected")
+        raise NetworkError(f"it puts out a {what}; {LOGITS_ALONE}")
     return list(graph.nodes)
 
 
@@ -276,14 +306,17 @@ def one_line(error: Exception) -> str:
 
 
 def require_own_layers(model: nn.Module, sites: list[Site]) -> None:
-    """Raises NetworkError for a layer that is called twice, has two names, or shares its weight with another."""
+    """Raises NetworkError for a layer that is called twice, has two names, or shares its weight with another.
+
+    A weight is also shared where two parameters are one piece of memory.
+    """
     if not sites:
         raise NetworkError("it calls no convolution and no linear layer that could be quantized")
     for name, calls in Counter(site.name for site in sites).items():
         if calls > 1:
             raise NetworkError(
-                f"layer {name} is called {calls} times in one forward, with one weight and different inputs; give each "
-                "call a layer of its own"
+                f"layer {name} is called {calls} times in one forward, with one weight; give each call a "
+                "layer of its own"
             )
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -291,22 +324,33 @@ def require_own_layers(model: nn.Module, sites: list[Site]) -> None:
     owners: dict[int, list[str]] = {}
     for module, (name, *_) in names.items():
         for parameter in module._parameters.values():
-            owners.setdefault(id(parameter), []).append(name)
+            if parameter is not None:
+                owners.setdefault(_address(parameter), []).append(name or "the network itself")
     modules = dict(model.named_modules())
     for site in sites:
         layer = modules[site.name]
         if len(names[layer]) > 1:
             raise NetworkError(f"{' and '.join(names[layer])} are one layer under two names; keep one of them")
-        _require_plain_weight(site.name, layer)
-        if len(sharing := owners[id(layer._parameters["weight"])]) > 1:
+        weight = _plain_weight(site.name, layer)
+        if len(sharing := owners[_address(weight)]) > 1:
             raise NetworkError(f"{' and '.join(sharing)} share one weight; give each layer a weight of its own")
 
 
-def _require_plain_weight(name: str, layer: nn.Module) -> None:
-    if layer._parameters.get("weight") is None:
-        raise NetworkError(
-            f"layer {name} computes its weight from others (weight norm, pruning or another parametrization), which "
-            "quantization would undo; remove the parametrization"
-        )
+def _address(parameter: nn.Parameter) -> int:
+    """Where its values are; without memory, as on the meta device or with no values, the object's own."""
+    return parameter.data_ptr() or id(parameter)
+
+
+def _plain_weight(name: str, layer: nn.Module) -> nn.Parameter:
+    """The layer's weight. Raises NetworkError if it is made of others, or watched."""
+    for what in ("weight", "bias"):
+        if getattr(layer, what) is not None and layer._parameters.get(what) is None:
+            raise NetworkError(
+                f"layer {name} computes its {what} from others (weight norm, pruning or another parametrization), "
+                "which quantization would undo; remove the parametrization"
+            )
     if not isinstance(layer, (QuantConv2d, QuantLinear)) and (layer._forward_hooks or layer._forward_pre_hooks):
         raise NetworkError(f"layer {name} has forward hooks, which a quantized layer would not have; do without them")
+    weight = layer._parameters["weight"]
+    assert weight is not None
+    return weight

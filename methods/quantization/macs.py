@@ -91,6 +91,10 @@ _MORE_FORMULAS: dict[Any, Callable[..., int]] = {
     torch.ops.aten.mkldnn_rnn_layer: _of_operands(
         lambda x, w_input, w_hidden, *_rest: x.shape[0] * x.shape[1] * (w_input.numel() + w_hidden.numel())
     ),
+    torch.ops.aten.conv_tbc: _of_operands(lambda _x, weight, *rest: rest[-1].numel() * weight[..., 0].numel()),
+    torch.ops.aten._euclidean_dist: _of_operands(lambda a, b, _out: a.numel() * b.shape[-2]),
+    torch.ops.aten._cdist_forward: _of_operands(lambda a, b, *_rest: a.numel() * b.shape[-2]),
+    torch.ops.aten._sparse_addmm: _of_operands(lambda _bias, a, b, *_rest: a.shape[0] * b.numel()),
 }
 """Formulas for products that torch has none for. Only for a forward: steps are counted by torch's own formulas."""
 
@@ -163,12 +167,18 @@ class Watch(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def _with_in_place_forms(formulas: dict[Any, Any]) -> dict[Any, Any]:
+    """Those of `x.addmm_(a, b)` and the like are those of `addmm`."""
+    in_place = {form: getattr(torch.ops.aten, f"{form.__name__}_", None) for form in formulas}
+    return formulas | {twin: formulas[form] for form, twin in in_place.items() if twin is not None}
+
+
 class _WorkCounter(MacCounter):
     """Counts MACs by the module and operation that do them."""
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()
-        self.formulas = {**self.formulas, **_MORE_FORMULAS}
+        self.formulas = _with_in_place_forms({**self.formulas, **_MORE_FORMULAS})
         self.watch = watch
         self.found: dict[tuple[str, str, str], int] = {}
 

@@ -172,9 +172,9 @@ def _power(call: Call) -> Range:
     return _raised(base, exponent)
 
 
-def _sum(call: Call) -> Range:
+def _summed(x: Range) -> Range:
     """The range of a sum of any number of elements."""
-    low, high = call.first
+    low, high = x
     return Range(0.0 if low >= 0.0 else -math.inf, 0.0 if high <= 0.0 else math.inf)
 
 
@@ -245,8 +245,23 @@ def _padded(call: Call) -> Range:
 
 
 def _average_pool(call: Call) -> Range:
-    """Padding counts as zeros."""
-    return call.first.hull(ZERO)
+    return _pooled(call.first, call.get(6, "divisor_override"))
+
+
+def _pooled(x: Range, divisor: Any) -> Range:
+    """The mean of a window; padding counts as zeros. With a divisor of one's own a sum of any number of values."""
+    if divisor is None:
+        return x.hull(ZERO)
+    if not isinstance(divisor, int):
+        raise UnknownError
+    return _summed(x) * Range(1.0 / divisor, 1.0 / divisor)
+
+
+def _softplus(beta: Any) -> Range:
+    """log(1 + exp(beta x)) / beta."""
+    if not isinstance(beta, int | float) or beta <= 0.0:
+        raise UnknownError
+    return UNSIGNED
 
 
 def _resized(mode: Any, x: Range) -> Range:
@@ -282,37 +297,62 @@ def _together(call: Call) -> Range:
     return first.hull(*others)
 
 
-_DROPPING = {"dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout"}
+def _taken(call: Call) -> Range:
+    """`x[index]`. Of what also puts out places, as `topk` does, it may be those, which count from 0."""
+    source, index = call.node.args[0], call.get(1, "index")
+    of_places = isinstance(source, fx.Node) and isinstance(index, int) and index != 0 and operation(source) in _PLACING
+    return call.first.hull(UNSIGNED) if of_places else call.first
+
+
+def _attribute(call: Call) -> Range:
+    name = str(call.node.args[1])
+    if name in _SAME_VALUES:
+        return call.first
+    if name in _NO_VALUES:
+        return UNSIGNED
+    raise UnknownError
+
+
+_SAME_VALUES = {"T", "mT", "H", "mH", "data", "real", "values"}
+_NO_VALUES = {
+    *("shape", "ndim", "itemsize", "nbytes", "dtype", "device", "layout", "names", "requires_grad", "indices"),
+    *("is_cuda", "is_cpu", "is_mps", "is_sparse", "is_quantized", "is_leaf", "is_meta"),
+}
+"""Attributes of tensors, and of what `sort` and its like put out, that are places, sizes, or no numbers at all."""
+
+_DROPPING = {"dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"}
 
 VIEWS = {
-    *(
-        "flatten",
-        "unflatten",
-        "view",
-        "view_as",
-        "reshape",
-        "reshape_as",
-        "permute",
-        "transpose",
-        "swapaxes",
-        "movedim",
-    ),
-    *("t", "squeeze", "unsqueeze", "expand", "expand_as", "chunk", "split", "tensor_split", "unbind", "getitem"),
-    *("narrow", "select", "detach", "contiguous", "to", "float", "type", "type_as"),
-    *_DROPPING,
+    *("flatten", "unflatten", "ravel", "view", "view_as", "reshape", "reshape_as", "unfold", "as_strided", "diagonal"),
+    *("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "adjoint"),
+    *("squeeze", "unsqueeze", "atleast_1d", "atleast_2d", "atleast_3d"),
+    *("expand", "expand_as", "broadcast_to", "broadcast_tensors"),
+    *("chunk", "split", "split_with_sizes", "tensor_split", "hsplit", "vsplit", "dsplit", "unbind"),
+    *("getitem", "narrow", "select", "detach", "contiguous", "positive", "pos", "requires_grad"),
+    *("to", "float", "double", "half", "bfloat16", "type", "type_as", "cpu", "cuda", "pin_memory"),
+    *("real", "conj", "resolve_conj", "resolve_neg"),
+    *("alpha_dropout", "feature_alpha_dropout", *_DROPPING),
 }
 """Operations whose output may be the memory of their input, so that changing one changes the other."""
 
 _KEEPING = {
     *(f"{kind}_pool{rank}d" for kind in ("adaptive_avg", "adaptive_max", "max") for rank in (1, 2, 3)),
-    *("mean", "amax", "amin", "median", "sort", "topk", "gather", "index_select", "clone", "positive", "pos"),
+    *("mean", "amax", "amin", "median", "sort", "topk", "gather", "index_select", "clone"),
     *("repeat", "repeat_interleave", "tile", "roll", "flip", "rot90"),
     *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle"),
 }
 
+_PLACING = {
+    *("max", "min", "median", "sort", "topk"),
+    *(f"{kind}max_pool{rank}d" for kind in ("", "adaptive_") for rank in (1, 2, 3)),
+}
+
+_OTHER_VALUES = {"alpha_dropout", "feature_alpha_dropout", "unfold", "broadcast_tensors", "getitem", *_DROPPING}
+"""Views with values that their input has not, or not alone."""
+
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(sorted((VIEWS - _DROPPING) | _KEEPING), _keep),
-    **dict.fromkeys(sorted(_DROPPING - {"alpha_dropout"}), lambda call: _dropped(call.first, call.get(1, "p", 0.5))),
+    **dict.fromkeys(sorted((VIEWS - _OTHER_VALUES) | _KEEPING), _keep),
+    **dict.fromkeys(sorted(_DROPPING), lambda call: _dropped(call.first, call.get(1, "p", 0.5))),
     **dict.fromkeys(["cat", "concat", "concatenate", "stack", "hstack", "vstack"], _together),
     **dict.fromkeys(["avg_pool1d", "avg_pool2d", "avg_pool3d"], _average_pool),
     **dict.fromkeys(["sub", "subtract"], _subtract),
@@ -323,16 +363,19 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(["abs", "absolute"], _of_first(_absolute)),
     **dict.fromkeys(["clamp", "clip"], _clamp),
     **dict.fromkeys(["gt", "ge", "lt", "le", "eq", "ne", "softmax", "sigmoid"], _constant(SHARE)),
-    **dict.fromkeys(["size", "dim", "numel", "ndimension", "exp", "softplus", "rsqrt"], _constant(UNSIGNED)),
+    **dict.fromkeys(["size", "dim", "numel", "ndimension", "exp", "rsqrt"], _constant(UNSIGNED)),
+    "softplus": lambda call: _softplus(call.get(1, "beta", 1.0)),
     "tanh": _of_first(lambda x: x.mapped(math.tanh)),
     **dict.fromkeys(["sign", "sgn"], _of_first(lambda x: x.mapped(lambda end: (end > 0.0) - (end < 0.0)))),
+    "getitem": _taken,
+    "unfold": lambda call: call.first.hull(ZERO),  # as a function it pads with zeros
     "add": _add,
     "rsub": _subtract_reversed,
     "reciprocal": _of_first(_reciprocal),
     "pow": _power,
     "square": _of_first(_squared),
     "sqrt": _of_first(lambda x: _between(x, 0.0, None).mapped(math.sqrt)),
-    "sum": _sum,
+    "sum": _of_first(_summed),
     "floor": _of_first(lambda x: x.mapped(_floored)),
     "relu": _of_first(lambda x: _between(x, 0.0, None)),
     "relu6": _of_first(lambda x: _between(x, 0.0, 6.0)),
@@ -378,6 +421,8 @@ def operation(node: fx.Node) -> str:
     """The name under which `node`'s operation is known here; its own name where it is not."""
     if node.op == "call_method":
         return str(node.target).removesuffix("_")
+    if node.target is getattr:
+        return f".{node.args[1]}"
     return _NAMES.get(node.target, getattr(node.target, "__name__", str(node.target)))
 
 
@@ -385,7 +430,7 @@ def of_operation(call: Call) -> Range:
     """The range of a function's or method's output; UnknownError if there is no rule for it."""
     node = call.node
     if node.target is getattr:  # of a tensor
-        return call.first if node.args[1] in ("T", "mT", "data", "H", "mH") else UNSIGNED
+        return _attribute(call)
     if operation(node).startswith("_assert"):  # fx's own, of arguments with defaults
         return ANY
     known = node.op == "call_method" or node.target in _NAMES
@@ -430,12 +475,14 @@ def _hardtanh_module(module: Any, x: Range) -> Range:
 
 _MODULES: dict[type[nn.Module], Callable[[Any, Range], Range]] = {
     **dict.fromkeys((nn.ReLU, ReLU), lambda _m, x: _between(x, 0.0, None)),
-    **dict.fromkeys((nn.ReLU6, ReLU6), lambda _m, x: _between(x, 0.0, 6.0)),
+    ReLU6: lambda _m, x: _between(x, 0.0, 6.0),
     **dict.fromkeys((nn.Hardswish, HardSwish), lambda _m, x: _hardswish(x)),
     **dict.fromkeys((nn.Hardsigmoid, HardSigmoid, nn.Sigmoid, nn.Softmax, nn.Softmax2d), lambda _m, _x: SHARE),
-    nn.Softplus: lambda _m, _x: UNSIGNED,
-    nn.Hardtanh: _hardtanh_module,
-    **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), lambda _m, x: x.hull(ZERO)),
+    nn.Softplus: lambda module, _x: _softplus(module.beta),
+    **dict.fromkeys((nn.ReLU6, nn.Hardtanh), _hardtanh_module),  # the former has the latter's ends and forward
+    **dict.fromkeys(
+        (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), lambda m, x: _pooled(x, getattr(m, "divisor_override", None))
+    ),
     **dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d), lambda _m, x: x.hull(ZERO)),
     **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), lambda module, x: _dropped(x, module.p)),
     nn.Upsample: lambda module, x: _resized(module.mode, x),
@@ -462,7 +509,10 @@ _MODULES: dict[type[nn.Module], Callable[[Any, Range], Range]] = {
     ),
 }
 
-VIEW_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+VIEW_MODULES = (
+    *(nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
 
 
 def of_module(module: nn.Module, call: Call) -> Range:
