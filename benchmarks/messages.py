@@ -23,11 +23,24 @@ NAME = r"^[a-z0-9][a-z0-9._-]*$"
 """What a suite's name looks like: it names a folder."""
 
 
+_QUOTED, _EXAMPLE = 200, 60
+
+
+def quoted(given: Any) -> str:
+    """What somebody gave, as a message repeats it: of what is long, the beginning.
+
+    >>> quoted("metamx"), len(quoted(10**4000)) < 220
+    ("'metamx'", True)
+    """
+    text = repr(given)
+    return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}..."
+
+
 def unknown(what: str, name: str, known: Sequence[str]) -> str:
     """`unknown method 'metamx'; known: hawq, metamix; did you mean 'metamix'?`"""
     near = get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {name!r}; known: {', '.join(known)}{hint}"
+    return f"unknown {what} {quoted(name)}; known: {', '.join(known)}{hint}"
 
 
 def explain(error: ValidationError, kind: type[BaseModel]) -> str:
@@ -50,21 +63,25 @@ def _in_our_words(error: Any, model: type[BaseModel]) -> str:
     given = error["input"]
     match error["type"]:
         case "tuple_type" | "list_type":
-            return f"got {given!r}; write a list, such as {f'[{given}]' if given else '[0, 1]'}"
+            written = str(given or "0, 1")
+            example = written if written.isprintable() and len(written) <= _EXAMPLE else "0, 1"
+            return f"got {quoted(given)}; write a list, such as [{example}]"
         case "too_short":
             return "the list is empty; write what shall be in it"
         case "model_type" | "model_attributes_type":
-            return f"got {given!r}; write values by key, of {', '.join(model.model_fields)}"
+            return f"got {quoted(given)}; write values by key, of {', '.join(model.model_fields)}"
         case "dict_type":
-            return f"got {given!r}; write values by key, such as {{name: value}}"
+            return f"got {quoted(given)}; write values by key, such as {{name: value}}"
         case "string_pattern_mismatch" if error["ctx"]["pattern"] == NAME:
-            return f"got {given!r}; write small letters, digits, dots, dashes and underscores, as in a folder's name"
+            return (
+                f"got {quoted(given)}; write small letters, digits, dots, dashes and underscores, as in a folder's name"
+            )
         case "missing":
             return "is missing"
     message = str(error["msg"])
     if error["type"] == "value_error" or not isinstance(given, str | int | float):
         return message.removeprefix("Value error, ")
-    return f"{message}, got {given!r}"
+    return f"{message}, got {quoted(given)}"
 
 
 def explain_yaml(error: Exception) -> str:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from benchmarks.commands.options import Options
-from benchmarks.commands.session import open_session
+from benchmarks.commands.session import assignment, open_session
 from benchmarks.ledgers import FOLDER, ledger_for, ledger_path
 from benchmarks.messages import SuiteError
 from benchmarks.models import measure_ledger
@@ -183,3 +183,53 @@ def test_numbers_of_thousands_of_digits_and_a_million_seeds_are_one_line(line, m
         load_suite(str(tmp_path / "s.yaml"))
     assert len(str(refused.value).splitlines()) == 1
     assert len(str(refused.value)) < 700
+
+
+KEYS = range(10)
+BOMB = "\n".join(
+    ["a0: &a0 {b: 1}", *(f"a{n}: &a{n} {{{', '.join(f'k{k}: *a{n - 1}' for k in KEYS)}}}" for n in range(1, 7))]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "it has more than 100,000 values, its aliases written out"),
+        ("a: &a {b: [*a]}", "line ., column 4: an alias stands in what it names"),
+        ("a: !!bool maybe", "a value does not fit its tag"),
+        ("a: !!int ''", "a value does not fit its tag"),
+        ("a: !!timestamp soon", "a value does not fit its tag"),
+        ("a: !!map [[b], c]", "expected a mapping node"),
+    ],
+)
+def test_yaml_that_is_a_trap_is_refused_in_one_line(text, message, tmp_path):
+    path = tmp_path / "trap.yaml"
+    path.write_text(text)
+    with pytest.raises(SuiteError, match=f"cannot read the suite .*trap.yaml: .*{message}") as caught:
+        load_suite(str(path))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(SuiteError, match=message):
+        assignment(f"recipe=\n{text}")
+
+
+def test_aliases_of_a_suite_may_be_used(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text((SUITES / "smoke.yaml").read_text().replace("seeds: [0]", "cut_pairs: &five 5\nseeds: [*five]"))
+    assert load_suite(str(path)).seeds == (5,)
+
+
+@pytest.mark.parametrize("key", ["compute.epochs", "ceilings", "seeds", "methods", "suite", "recipe.schedule", "space"])
+@pytest.mark.parametrize("value", [10**4000, "x" * 5000, [10**4000] * 3, {"a": "y" * 5000}])
+def test_a_message_repeats_little_of_what_is_long(key, value):
+    with pytest.raises(SuiteError) as caught:
+        load_suite("smoke", {key: value})
+    assert len(str(caught.value)) < 1000
+    assert str(caught.value).isprintable()
+
+
+def test_draws_and_trials_have_bounds():
+    with pytest.raises(SuiteError, match="less than or equal to 1000"):
+        load_suite("smoke", {"methods": [{"name": "random", "draws": 10**9}]})
+    many = {"methods": [{"name": "random", "draws": 1000}], "seeds": list(range(1000))}
+    with pytest.raises(SuiteError, match="trials, of networks, ceilings, seeds and draws; at most 100,000"):
+        load_suite("smoke", many)

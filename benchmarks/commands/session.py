@@ -8,18 +8,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks.commands.options import Options
 from benchmarks.data.folders import find_folder, fit_classes
 from benchmarks.data.listing import check_manifest
 from benchmarks.engines.jobs import Job, jobs_of
 from benchmarks.engines.storage import Storage
-from benchmarks.messages import SuiteError, explain_yaml
+from benchmarks.messages import SuiteError, quoted
 from benchmarks.planning import Plan, Trial, plan
 from benchmarks.records.record import Record, RecordError
 from benchmarks.records.workspace import Workspace
 from benchmarks.runtime import Runtime
+from benchmarks.suites.reading import YamlError, read_yaml
 from benchmarks.suites.suite import MOST_SEEDS, Suite, load_suite, require_fit, select
 from benchmarks.terminal import warn
 
@@ -73,7 +72,7 @@ class Session:
         if len(matches) != 1:
             what = "no trial" if not matches else f"{len(matches)} trials"
             name = self.suite.suite
-            raise SuiteError(f"{what} of {name} with an id that begins with {beginning!r}; `plan` lists them")
+            raise SuiteError(f"{what} of {name} with an id that begins with {quoted(beginning)}; `plan` lists them")
         return matches[0]
 
     def forget_failures(self) -> list[str]:
@@ -147,22 +146,20 @@ def assignment(text: str) -> tuple[str, Any]:
     """
     key, equals, value = text.partition("=")
     if not equals:
-        raise SuiteError(f"--set {text!r}: write key=value, such as recipe.batch_size=32")
+        raise SuiteError(f"--set {quoted(text)}: write key=value, such as recipe.batch_size=32")
     try:
-        return key, yaml.safe_load(value)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise SuiteError(f"--set {_short(text)}: {explain_yaml(error)}") from None
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 200 else f"{text[:200]}...")
+        return key, read_yaml(value)
+    except YamlError as error:
+        raise SuiteError(f"--set {quoted(text)}: {error}") from None
 
 
 def _parts(option: str, text: str) -> list[str]:
     """The names in an option, each once. Raises SuiteError for a comma with nothing before or behind it."""
     parts = [part.strip() for part in text.split(",")] if text else []
     if "" in parts:
-        raise SuiteError(f"{option} {text!r}: nothing stands between two commas, or beside one; leave that comma out")
+        raise SuiteError(
+            f"{option} {quoted(text)}: nothing stands between two commas, or beside one; leave that comma out"
+        )
     return list(dict.fromkeys(parts))
 
 
@@ -170,7 +167,7 @@ def _seeds(text: str) -> list[int]:
     seeds = _parts("--seeds", text)
     if not all(seed.isdecimal() and len(seed) < 19 for seed in seeds) or len(seeds) > MOST_SEEDS:
         raise SuiteError(
-            f"--seeds {_short(text)}: write whole numbers from 0 on, separated by commas, such as 0,1,2; "
+            f"--seeds {quoted(text)}: write whole numbers from 0 on, separated by commas, such as 0,1,2; "
             f"at most {MOST_SEEDS} of at most 18 digits"
         )
     return list(dict.fromkeys(map(int, seeds)))

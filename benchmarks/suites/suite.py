@@ -9,11 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from benchmarks.messages import NAME, SuiteError, explain, explain_yaml, unknown
+from benchmarks.messages import NAME, SuiteError, explain, quoted, unknown
 from benchmarks.suites.plugins import MODELS, plugged
+from benchmarks.suites.reading import YamlError, read_yaml
 from benchmarks.suites.rows import MethodEntry, options_of, override, rows_of_grid, settled
 from benchmarks.suites.spec import (
     AnyData,
@@ -115,7 +115,7 @@ def _whole_bops(given: Any) -> Any:
 
 
 def _no_ceiling(given: Any) -> str:
-    return f"ceiling {given!r}: write uniform:w4a4 (1 to 8 bits), a number of BOPs, or one per model"
+    return f"ceiling {quoted(given)}: write uniform:w4a4 (1 to 8 bits), a number of BOPs, or one per model"
 
 
 class Suite(Config):
@@ -126,7 +126,7 @@ class Suite(Config):
     has, from which this one was cut: a correction for their number counts them all the same.
     """
 
-    suite: str = Field(pattern=NAME)
+    suite: str = Field(pattern=NAME, max_length=100)
     description: str = ""
     data: AnyData
     models: tuple[ModelSpec, ...] = Field(min_length=1)
@@ -239,20 +239,6 @@ def ceiling_name(ceiling: Ceiling) -> str:
     return f"{ceiling / 1e9:g} GBOPs"
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a mapping with the same key twice: YAML would silently take the last value."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set[str]()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key.value!r} is there already", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def suite_names() -> list[str]:
     return sorted(path.stem for path in SUITES.glob("*.yaml"))
 
@@ -264,16 +250,14 @@ def load_suite(name: str, overrides: Mapping[str, Any] | None = None) -> Suite:
     """
     path = Path(name) if name.endswith(YAML) else SUITES / f"{name}.yaml"
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        data = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if path.parent == SUITES:
             raise SuiteError(unknown("suite", name, suite_names())) from None
         what = f"no suite file {path}" if name.endswith(YAML) else f"no suite {name}"
         raise SuiteError(f"{what}; a suite is a name that `list` shows, or a file that ends in .yaml") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, YamlError) as error:
         raise SuiteError(f"cannot read the suite {path}: {error}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
-        raise SuiteError(f"cannot read the suite {path}: {explain_yaml(error)}") from None
     if not isinstance(data, dict):
         raise SuiteError(f"{path} is not a suite: expected keys such as {', '.join(list(Suite.model_fields)[:6])}")
     for key, value in (overrides or {}).items():
