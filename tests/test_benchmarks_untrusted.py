@@ -66,7 +66,7 @@ def test_whatever_is_printed_is_printable(capsys, monkeypatch):
     hostile = "\x1b]0;owned\x07\x1b[31mfailed\x1b[0m \x9b2J"
     for name in ("console", "errors"):
         file = io.StringIO()
-        monkeypatch.setattr(getattr(terminal, name), "file", file)
+        monkeypatch.setattr(getattr(terminal, name), "_file", file)  # `file` would keep a stream that pytest closes
         getattr(terminal, name).print(hostile, markup=False)
         assert file.getvalue() == "failed \n"
     terminal.print_columns([[hostile, "b"], ["a", hostile]])

@@ -99,10 +99,10 @@ def test_a_result_may_come_late(tmp_path, monkeypatch):
     ],
 )
 def test_a_trial_is_fitted_to_a_node_that_there_is(asked, nodes, cpus, gpus, slots):
-    from benchmarks.engines.ray.cluster import fitted, slots
+    from benchmarks.engines.ray import cluster
 
-    given = fitted(Resources(**asked), nodes)
-    assert (given.cpus, given.gpus, slots(given, nodes)) == (cpus, gpus, slots)
+    given = cluster.fitted(Resources(**asked), nodes)
+    assert (given.cpus, given.gpus, cluster.slots(given, nodes)) == (cpus, gpus, slots)
 
 
 @pytest.mark.parametrize(
@@ -166,21 +166,21 @@ class Group:
 
 @pytest.mark.parametrize("error", ["GetTimeoutError", "RayError"])
 def test_ranks_that_do_not_part_are_not_waited_for_and_their_folder_goes(error, monkeypatch):
-    from benchmarks.engines import ray as engine
+    from benchmarks.engines.ray import ranks
 
     limits: list[float | None] = []
 
     def get(_what: Any, timeout: float | None = None) -> list[Any]:
         limits.append(timeout)
         if len(limits) == 2:
-            raise getattr(engine.ray.exceptions, error)
+            raise getattr(ranks.ray.exceptions, error)
         return []
 
-    monkeypatch.setattr(engine.ray, "get", get)
-    backend, config = engine._AtFile(), engine.Neighbours(backend="gloo")
+    monkeypatch.setattr(ranks.ray, "get", get)
+    backend, config = ranks._AtFile(), ranks.Neighbours(backend="gloo")
     backend.on_start(Group(), config)
     folder = Path(backend.folder.name)
-    with nullcontext() if error == "GetTimeoutError" else pytest.raises(engine.ray.exceptions.RayError):
+    with nullcontext() if error == "GetTimeoutError" else pytest.raises(ranks.ray.exceptions.RayError):
         backend.on_shutdown(Group(), config)
     assert (limits, folder.exists()) == ([None, 30.0], False)
 

@@ -378,11 +378,11 @@ def test_nodes_find_a_float_start_from_before_there_was_a_storage(tmp_path):
     url, out = f"file://{tmp_path}/kept", copy_float_starts(tmp_path)
     found: list[Path] = []
 
-    def look(*_what: object) -> dict[str, str]:
+    def look(*_what: object, **_how: object) -> dict[str, str]:
         found.extend((tmp_path / "kept" / "float").glob("*.pt"))
         return {}
 
-    with mock.patch("runner.run_missing", look):
+    with mock.patch("benchmarks.commands.run.run_missing", look):
         run(finished().suite, out, url)
     assert len(found) == 1
 

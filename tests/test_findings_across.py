@@ -9,13 +9,15 @@ from hypothesis import strategies as st
 
 from benchmarks.planning import plan
 from benchmarks.suites.suite import load_suite, select
+from methods.quantization.policy import LayerBits
 from reports.findings.across import RowScores, across_tables, pairs, row_scores
 from reports.findings.agreement import agreement, agreement_rows, agreement_table, by_chance, by_layer
 from reports.findings.comparison import gather
 from reports.numbers.display import NOTHING
 from reports.numbers.resampling import FEWEST_BLOCKS, sign_flip_p
+from reports.results.measured import as_measured
 from reports.verification.reference import shipped
-from tests.fabricated import fail, make_plan, make_suite, shuffled, with_label, write_records
+from tests.fabricated import fail, make_plan, make_suite, set_policy, shuffled, with_label, write_records
 
 METHODS = ["float", "uniform-lsq", "hawq", "random"]
 MODELS = ("mobilenet_v2", "resnet18")
@@ -229,9 +231,9 @@ def test_the_table_of_agreement_leaves_out_what_cannot_differ(tmp_path):
 def test_every_layer_of_a_cell_has_its_share_and_its_widths(tmp_path):
     def change(trial, result, _observed):
         if trial.row == "hawq":
-            layers = result["policy"]["layers"]
-            for place, name in enumerate(layers):
-                layers[name] = [4, 8 if place == 0 and trial.spec.seed == 1 else 3]
+            names = list(result["policy"]["layers"])
+            wide = names[0] if trial.spec.seed == 1 else None
+            set_policy(trial, result, {name: LayerBits(4, 8 if name == wide else 3) for name in names})
 
     comparison = compared(tmp_path, change, models=MODELS[:1], ceilings=CEILINGS[:1])
     rows = [row for row in agreement_rows(comparison) if row["row"] == "hawq"]
@@ -246,7 +248,7 @@ def test_every_layer_of_a_cell_has_its_share_and_its_widths(tmp_path):
 def test_the_ablations_set_every_variant_against_metamix(name):
     suite = load_suite(name)
     variants = [entry.row for entry in suite.methods if entry.name == "metamix" and entry.row != "metamix"]
-    comparison = gather(plan(suite), shipped(name))
+    comparison = as_measured(plan(suite), list(shipped(name))).comparison
     found = pairs(comparison, row_scores(comparison))
     assert [(pair.ours, pair.theirs) for pair in found] == [(row, "metamix") for row in variants]
     differences = [pair.difference for pair in found]

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks import files
 from benchmarks.engines import run_jobs
 from benchmarks.engines.jobs import jobs_of
 from benchmarks.engines.local import LocalEngine
@@ -341,8 +342,9 @@ def test_what_killed_processes_had_begun_to_save_is_removed(tmp_path):
     save_checkpoint(tmp_path / "c.pt", "id", {"number": 1})
     ended = subprocess.Popen(["true"])
     ended.wait()
-    (tmp_path / f".c.pt.{ended.pid}-0a1b").touch()
-    kept = [f".c.pt.{os.getpid()}-0a1b", f".d.pt.{ended.pid}-0a1b", "c.pt"]
+    here = files._machine()
+    (tmp_path / f".c.pt.{here}-{ended.pid}-0a1b2c3d").touch()
+    kept = [f".c.pt.{here}-{os.getpid()}-0a1b2c3d", f".d.pt.{here}-{ended.pid}-0a1b2c3d", "c.pt"]
     for name in kept:
         (tmp_path / name).touch()
     assert load_checkpoint(tmp_path / "c.pt", "id") == {"number": 1}

@@ -75,12 +75,13 @@ def _show(session: Session, rows: Rows) -> None:
 
 
 def _show_power(session: Session, gap: float) -> None:
-    """Seeds that a gap needs, at the spread of the records here, else of those shipped with this repository."""
+    """Seeds that a gap needs, at the spread of the records here, else of the shipped ones, of whatever version."""
     from reports.findings.power import advice, spreads
+    from reports.results.measured import as_measured
     from reports.verification.reference import shipped
 
     source, found = "records here", gathered(session, session.workspace.records)
     if not spreads(found):
-        source, found = "shipped records", gathered(session, shipped(session.suite.suite))
+        source, found = "shipped records", as_measured(session.plan, list(shipped(session.suite.suite))).comparison
     for line in advice(found, gap, source):
         console.print(line, markup=False)
