@@ -46,13 +46,26 @@ def build_model(spec: ModelSpec, data: DataSpec) -> nn.Module:
 
 
 def _build(spec: ModelSpec, data: DataSpec) -> nn.Module:
-    build = _BUILDERS.get(spec.name) or load_plugin(MODELS, spec.name)
-    model: nn.Module = build(spec, data.classes)
+    own = _BUILDERS.get(spec.name)
+    model = own(spec, data.classes) if own else _built_by_plugin(spec, data)
     for name, parameter in model.named_parameters():
         if isinstance(parameter, UninitializedParameter):
             raise SuiteError(f"{spec.name}: {name} has no shape before the first forward; give its layer its sizes")
     # Not model.to(memory_format=...), which refuses networks with weights of five dimensions.
     model._apply(lambda t: t.to(memory_format=torch.channels_last) if t.dim() == _IMAGES_DIM else t)
+    return model
+
+
+def _built_by_plugin(spec: ModelSpec, data: DataSpec) -> nn.Module:
+    build = load_plugin(MODELS, spec.name)
+    try:
+        model = build(spec, data.classes)
+    except (OSError, MemoryError, SuiteError):
+        raise
+    except Exception as error:  # whatever a plug-in's own code raises
+        raise NetworkError(f"it cannot be built: {one_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise NetworkError(f"its plug-in builds a {type(model).__name__}, not a torch.nn.Module")
     return model
 
 
@@ -173,10 +186,17 @@ def _training_failure(original: nn.Module, images: torch.Tensor) -> str | None:
 @torch.no_grad()
 def _require_same_function(original: nn.Module, model: nn.Module, images: torch.Tensor) -> None:
     """Raises NetworkError unless a network computes the same with our activations as with its own."""
-    with training_flags_kept(model):
-        expected, found = original.eval()(images.clone()), model.eval()(images.clone())
+    try:
+        with training_flags_kept(model):
+            expected, found = original.eval()(images.clone()), model.eval()(images.clone())
+    except Exception as error:  # whatever a network's own code raises
+        raise NetworkError(
+            f"it runs on one image and not on a batch of shape {tuple(images.shape)}: {one_line(error)}"
+        ) from error
     # The last bits of activations differ, and layers amplify that; another function differs in the first digit.
-    if not torch.allclose(expected, found, rtol=1e-3, atol=1e-3 * float(expected.abs().max()), equal_nan=True):
+    if expected.shape != found.shape or not torch.allclose(
+        expected, found, rtol=1e-3, atol=1e-3 * float(expected.abs().max()), equal_nan=True
+    ):
         raise NetworkError(
             "it computes something else once its activations do not work in place: use what they return, as in "
             "x = self.relu(x)"

@@ -81,6 +81,14 @@ def unfit(net: Own, x: Tensor) -> Tensor:
     return as_usual(net, x.unflatten(2, (7, 32)).flatten(2, 3))
 
 
+def for_one_image(net: Own, x: Tensor) -> Tensor:
+    return as_usual(net, x).view(1, CLASSES)
+
+
+def torn() -> nn.Module:
+    raise LookupError("no such\nblock")
+
+
 def lazy() -> nn.Module:
     net = Own()
     net.b = nn.LazyConv2d(4, 1)
@@ -95,6 +103,12 @@ def lazy() -> nn.Module:
         (lambda: Own(cut), r"own: it puts out a tensor of shape \(2, 7\), not \(2, 10\)"),
         (lambda: Own(ignores_what_it_returns), "own: it computes something else once its activations do not work in"),
         (lambda: Own(unfit), r"own: it does not run on an image of shape \(3, 8, 8\): RuntimeError"),
+        (
+            lambda: Own(for_one_image),
+            r"own: it runs on one image and not on a batch of shape \(2, 3, 8, 8\): RuntimeEr",
+        ),
+        (torn, "own: it cannot be built: LookupError: no such block"),
+        (lambda: as_usual, "own: its plug-in builds a function, not a torch.nn.Module"),
         (lazy, "own: b.weight has no shape before the first forward"),
     ],
 )
@@ -109,6 +123,29 @@ def test_a_network_that_does_not_train_is_its_trials_failure_and_said_at_plan(pl
     assert warning.startswith(
         "own: it does not train as a float network, so its trials will fail: RuntimeError: one of"
     )
+
+
+def evaluated_alone(net: Own, x: Tensor) -> Tensor:
+    if net.training:
+        raise LookupError("out of season")
+    return as_usual(net, x)
+
+
+def test_a_network_that_raises_in_training_is_its_trials_failure_and_said_at_plan(planned):
+    found = planned(lambda: Own(evaluated_alone))
+    assert found.warnings == (
+        "own: it does not train as a float network, so its trials will fail: LookupError: out of season",
+    )
+    assert [layer.kind for layer in found.trials[0].ledger] == [layer.kind for layer in planned(Own).trials[0].ledger]
+
+
+def choosy_in_training(net: Own, x: Tensor) -> Tensor:
+    return choosy(net, x) if net.training else as_usual(net, x)
+
+
+def test_a_branch_on_data_in_training_alone_is_refused(planned):
+    with pytest.raises(SuiteError, match="own: it cannot be followed"):
+        planned(lambda: Own(choosy_in_training))
 
 
 def attending(net: Own, x: Tensor) -> Tensor:

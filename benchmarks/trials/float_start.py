@@ -38,6 +38,7 @@ from benchmarks.trials.evaluation import evaluate, recalibrate_bn
 from benchmarks.trials.faults import machine_s_fault, resuming, traceback_of
 from benchmarks.trials.harness import Harness
 from benchmarks.trials.training import Loop, WeightTraining
+from methods.quantization.graph import one_line
 
 _TEST_ACCURACY, _SECONDS, _IMAGES, _MACS = "_test_accuracy", "_seconds", "_images", "_macs"
 """Kept beside the weights in the cached state dict; published weights have neither images nor MACs."""
@@ -154,7 +155,7 @@ def _made(
             raise
         if ranks.rank and not comes(failure.exists):
             raise RanksDifferError(f"rank {ranks.rank}: {error}") from error
-        what = f"its float network cannot be trained ({type(error).__name__}: {error})"
+        what = f"its float network cannot be trained ({one_line(error)})"
         failed = StartFailedError(what, traceback_of(error))
         if not ranks.rank:
             write_text_atomic(failure, json.dumps({"message": what, "trace": failed.trace}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from methods.quantization.graph import (
     one_line,
     require_own_layers,
     training_flags_kept,
+    walk_in_evaluation,
     walks_of,
     warn_of_unknown,
 )
@@ -145,7 +147,33 @@ def _require_declared(work: Sequence[FloatWork], declared: Sequence[str]) -> Non
 
 def float_work_of(model: nn.Module, image_shape: tuple[int, int, int]) -> list[FloatWork]:
     """The MACs of one image that no layer of the ledger does."""
-    return _macs(model, [site.name for site in walks_of(model)[0].sites], image_shape)[1]
+    return _macs(model, [site.name for site in _walks(model, image_shape)[0].sites], image_shape)[1]
+
+
+def _walks(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Walk, Walk]:
+    """Its graph in training and in evaluation.
+
+    A network that raises in training, whatever runs it, has that of evaluation for both: it can be counted, and what it
+    raises is for its trials to report.
+    """
+    try:
+        return walks_of(model)
+    except NetworkError:
+        if _runs_in_training(model, image_shape):
+            raise
+    return (walk_in_evaluation(model),) * 2
+
+
+@torch.no_grad()
+def _runs_in_training(model: nn.Module, image_shape: tuple[int, int, int]) -> bool:
+    with torch.random.fork_rng(devices=[]):
+        try:
+            copy = deepcopy(model).train()
+            parameter = next(copy.parameters())
+            copy(torch.zeros(2, *image_shape, device=parameter.device, dtype=parameter.dtype))
+        except Exception:  # noqa: BLE001 (whatever a network's own code raises)
+            return False
+    return True
 
 
 def macs_of_call(layer: nn.Module, output: Tensor) -> int:
@@ -162,7 +190,7 @@ def ledger_of(model: nn.Module, image_shape: tuple[int, int, int], stays_float: 
     is in no ledger. Layers that read the same tensor are tied. Kinds hold in training and in evaluation. Raises
     NetworkError, which names the layer, where the network cannot be quantized as it is.
     """
-    walks = walks_of(model)
+    walks = _walks(model, image_shape)
     warn_of_unknown(walks)
     require_own_layers(model, walks[0].sites)
     sites = list(zip(*(walk.sites for walk in walks), strict=True))

@@ -241,6 +241,12 @@ def walks_of(model: nn.Module) -> tuple[Walk, Walk]:
     return walks
 
 
+def walk_in_evaluation(model: nn.Module) -> Walk:
+    """The network's graph in evaluation alone. Raises NetworkError if it has none."""
+    with training_flags_kept(model):
+        return Walk(_trace(model.eval()), dict(model.named_modules()))
+
+
 @contextmanager
 def training_flags_kept(model: nn.Module) -> Iterator[None]:
     """Restores every module's training flag at the end."""
