@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote, urlsplit
 
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]*")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^\s/@]*@)?[^\s'\"<>]*")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(.*)", re.DOTALL)
+_MISTYPED = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*:)?/{0,2})([^/\s@:=,{}\[\]]*:\S*)@(.+)", re.DOTALL)
+"""An address whose `://` was left out or mistyped, and that carries a password all the same."""
 _SHORTEST = 3
 """Characters; a shorter part of an address occurs in other text too, so it is not replaced there."""
 
@@ -18,9 +20,11 @@ def shown(address: str) -> str:
     ('http://example.org:5000/a', 's3://bucket/folder', 'runs')
     >>> shown("http://me:se/cret@example.org")
     'http://...'
+    >>> shown("me:secret@example.org/a"), shown("http:/me:secret@example.org")
+    ('example.org/a', 'http:/example.org')
     """
     if not (parts := _SCHEME.fullmatch(address)):
-        return address
+        return f"{found[1]}{found[3]}" if (found := _MISTYPED.fullmatch(address)) else address
     scheme, rest = parts.groups()
     authority, *after = re.split(r"(?=[/?#])", rest, maxsplit=1)
     path = "".join(after)
@@ -46,9 +50,12 @@ def without_secrets(text: str, *addresses: str | None) -> str:
 
 def _secrets(address: str) -> set[str]:
     """The parts that `shown` leaves out, together and one by one, as written and decoded."""
-    if not (parts := _SCHEME.fullmatch(address)):
+    if parts := _SCHEME.fullmatch(address):
+        userinfo = parts[2].rpartition("@")[0]
+    elif parts := _MISTYPED.fullmatch(address):
+        userinfo = parts[2]
+    else:
         return set()
-    userinfo = parts[2].rpartition("@")[0]
     _, colon, password = userinfo.partition(":")
     query = _query(address)
     found = {userinfo, password if colon else "", query, *(pair.partition("=")[2] for pair in query.split("&"))}

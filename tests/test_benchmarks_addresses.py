@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,3 +52,20 @@ def test_secrets_are_left_out_where_they_stand_alone():
     address = "s3://AKIA77:wJal%2Fr+9@bucket/x?endpoint=abc123"
     told = without_secrets("Invalid bucket name AKIA77:wJal/r+9 for key wJal%2Fr+9 at abc123", address)
     assert told == "Invalid bucket name *** for key *** at ***"
+
+
+@pytest.mark.parametrize("start", ["", "//", "postgresql:", "https:/", "s3:"])
+def test_an_address_that_is_mistyped_shows_no_password(start):
+    address = f"{start}somebody:Tr0ub4dor@db.example.org:5432/runs"
+    assert shown(address) == f"{start}db.example.org:5432/runs"
+    assert "Tr0ub4dor" not in without_secrets(f"takes no {address}, Tr0ub4dor", address)
+
+
+def test_a_quote_in_a_password_ends_no_address():
+    told = without_secrets("no answer from 'http://me:it's\"me@host:80/a', tried twice")
+    assert told == "no answer from 'http://host:80/a', tried twice"
+
+
+def test_what_options_are_given_is_no_address():
+    for text in ("recipe.x={a: b@c}", "uniform:w4a4", "quick", "a,b", "hawq:x", "me@host", "data={dataset: x, y: z@w}"):
+        assert shown(text) == text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,31 @@ def test_no_secret_of_an_address_is_printed_or_kept(address: str, tmp_path: Path
     assert any("127.0.0.1" in ran.out + ran.err or "foo://there" in ran.err for ran in said)
     holding = [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
     assert holding == []
+
+
+def test_a_disk_that_fills_while_mlflow_makes_its_tables_spoils_no_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """MLflow's steps from one version of its tables to the next end for good where one of them was stopped."""
+    from alembic.operations import Operations
+
+    write_records(plan(load_suite("smoke")), Workspace(tmp_path, "smoke").records.folder)
+    made = Operations.create_table
+
+    def full(self: Any, name: str, *rest: Any, **more: Any) -> Any:
+        if name == "trace_tags":
+            raise sqlite3.OperationalError("database or disk is full")
+        return made(self, name, *rest, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Operations, "create_table", full)
+        ran = sync(tmp_path)
+    database = tmp_path / "mlflow.db"
+    assert ran.code == 1
+    assert [line for line in ran.err.splitlines() if line] == [
+        f"error: MLflow at sqlite:///{database} failed (database or disk is full); make room for {database}; "
+        "the view is not whole: run the same command again"
+    ]
+    assert not database.exists()
+    assert sync(tmp_path).code == 0
+    runs(tmp_path)

@@ -3,6 +3,7 @@ imports mlflow. A view: whatever goes wrong here costs a warning, never a trial.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -17,10 +18,11 @@ from typing import Any
 
 from benchmarks.addresses import shown, without_secrets
 from benchmarks.events import Progress
+from benchmarks.files import write_atomic
 from benchmarks.planning import Trial
 from benchmarks.records.record import Record
 from benchmarks.records.schema import STATUSES
-from benchmarks.records.view import SHARED_VIEW, database_of, experiment_name
+from benchmarks.records.view import SHARED_VIEW, database_address, database_of, experiment_name
 from benchmarks.suites.suite import Suite, ceiling_name
 
 _TAG = "trial_id"
@@ -95,8 +97,17 @@ class Tracker:
         if type(error).__name__.startswith("Unsupported"):  # MLflow has one such class for each kind of store
             self.unusable = True
             return f"MLflow takes no {shown(self.uri)}; give --tracking-uri as http://HOST:PORT or sqlite:///FILE"
-        advice = "; is a server up there, and --tracking-uri right?" if self.uri.startswith("http") else ""
-        return without_secrets(f"MLflow at {self.uri} failed ({_cause(error)}){advice}", self.uri)
+        cause = _cause(error)
+        return without_secrets(f"MLflow at {self.uri} failed ({cause}){self._advice(cause)}", self.uri)
+
+    def _advice(self, cause: str) -> str:
+        if self.uri.lower().startswith("http"):
+            return "; is a server up there, and --tracking-uri right?"
+        if (database := database_of(self.uri)) is None:
+            return ""
+        if "disk is full" in cause or os.strerror(errno.ENOSPC) in cause:
+            return f"; make room for {database}"
+        return f"; if it stays so, move {database} away, it is made anew from the records"
 
     def _end(self, artifacts: Sequence[Path]) -> None:
         from mlflow.entities import Metric
@@ -118,6 +129,7 @@ class Tracker:
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self.out.mkdir(parents=True, exist_ok=True)
+        _make_tables(self.uri)
         self._client = client = MlflowClient(self.uri)
         try:
             self.experiment = self._find_experiment()
@@ -255,6 +267,18 @@ class Tracker:
 
 
 _SOURCE = {"mlflow.user": "benchmark", "mlflow.source.type": "LOCAL", "mlflow.source.name": "runner.py"}
+
+
+def _make_tables(uri: str) -> None:
+    """Have a new SQLite database whole or not at all: MLflow never takes up its steps where one of them was stopped."""
+    from mlflow import MlflowClient
+
+    database = database_of(uri)
+    if database is None or (database.exists() and database.stat().st_size):
+        return
+    write_atomic(
+        database, lambda file: MlflowClient(database_address(Path(file.name))).search_experiments(max_results=1)
+    )
 
 
 class MovedError(Exception):
