@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,19 @@ def test_what_is_no_json_object_is_refused(text, tmp_path):
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(RecordError, match=r"r\.json"):
         read_record(tmp_path / "r.json")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/null")])
+def test_what_is_no_file_is_set_aside_by_name(make, record, tmp_path):
+    path = Records(tmp_path).path(record.id)
+    make(path)
+    with pytest.raises(RecordError, match=f"{path}: cannot be read .*; move it away and run the suite again"):
+        Records(tmp_path).get(record.id)
+    (said,) = Records(tmp_path).set_aside([record.id])
+    assert said.startswith(f"{path}: cannot be read (")
+    assert said.endswith(f"it is now {record.id}.damaged, its trial runs again")
+    Records(tmp_path).put(record)
+    assert Records(tmp_path).get(record.id) == record
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32-be", "utf-8-sig"])

@@ -25,6 +25,8 @@ READABLE = (1, SCHEMA)
 
 DISPUTED = "disputed"
 
+_ADVICE = "move it away and run the suite again"
+
 LARGEST_RECORD = 8 * 2**20
 """Bytes; the largest records of today's suites have 100 kB."""
 
@@ -83,22 +85,21 @@ def read_record(path: Path) -> Record:
     try:
         text = read_regular(path, LARGEST_RECORD)
     except OSError as error:
-        raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
+        raise RecordError(f"{path}: cannot be read ({error.strerror}); {_ADVICE}") from error
     return parse_record(text, str(path))
 
 
 def parse_record(text: bytes, path: str) -> Record:
     """The record in a file's content; `path` is for messages. Raises RecordError as `read_record`."""
-    advice = "move it away and run the suite again"
     if len(text) > LARGEST_RECORD:
-        raise RecordError(f"{path}: it has more than {LARGEST_RECORD:,} bytes; {advice}")
+        raise RecordError(f"{path}: it has more than {LARGEST_RECORD:,} bytes; {_ADVICE}")
     try:
         data = json.loads(text.decode(), parse_constant=_no_number)  # as text, for what is looked for below is in UTF-8
     except (ValueError, RecursionError) as error:
-        raise RecordError(f"{path}: truncated or not JSON ({error}); {advice}") from error
+        raise RecordError(f"{path}: truncated or not JSON ({error}); {_ADVICE}") from error
     if not isinstance(data, dict) or data.get("schema") not in READABLE or isinstance(data["schema"], bool):
         found = data.get("schema") if isinstance(data, dict) else None
-        raise RecordError(f"{path}: record of schema {_short(repr(found))}, this version reads {SCHEMA}; {advice}")
+        raise RecordError(f"{path}: record of schema {_short(repr(found))}, this version reads {SCHEMA}; {_ADVICE}")
     try:
         record = Record(data["id"], data["spec"], data["result"], data["observed"], data["schema"])
         if not all(isinstance(part, dict) for part in (record.spec, record.result, record.observed)):
@@ -108,12 +109,12 @@ def parse_record(text: bytes, path: str) -> Record:
         canonical_json(record.observed)
         wrong = "a number of forty digits or more" if _has_huge(text) else problem(_plain(data, text))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise RecordError(f"{path}: not a whole record ({_short(repr(error))}); {advice}") from error
+        raise RecordError(f"{path}: not a whole record ({_short(repr(error))}); {_ADVICE}") from error
     if not intact:
-        raise RecordError(f"{path}: altered after it was written (its checksum does not match); {advice}")
+        raise RecordError(f"{path}: altered after it was written (its checksum does not match); {_ADVICE}")
     wrong = wrong or (None if record.id == digest(record.spec) else "id: it is not that of the record's specification")
     if wrong:
-        raise RecordError(f"{path}: not a sound record ({_short(wrong)}); {advice}")
+        raise RecordError(f"{path}: not a sound record ({_short(wrong)}); {_ADVICE}")
     return record
 
 
