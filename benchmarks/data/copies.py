@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks.data.decoding import UnreadableError, decoded
 from benchmarks.data.folders import CACHE, DataError, Warn, shown
 from benchmarks.data.listing import COPIES, advice
-from benchmarks.files import write_text_atomic
+from benchmarks.files import forget_unfinished, write_text_atomic
 
 JPEG_QUALITY = 90
 
@@ -27,6 +27,8 @@ def claim(place: Path, source: Path, short_side: int, digest: str) -> None:
     source: the folder of the images, where copies that get damaged are made again from. digest: of its listing.
     """
     what = {"short_side": short_side, "source": digest}
+    if place.is_dir():
+        forget_unfinished(place / COPIES)  # else a folder that a killed process had begun would seem another's
     held = _held(place)
     same = held is not None and {key: held.get(key) for key in what} == what
     if not same and (held is not None or (place.is_dir() and any(place.iterdir()))):
